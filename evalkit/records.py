@@ -1,0 +1,857 @@
+"""Every noun of evalkit, as frozen pydantic records, in the order in which a run meets them.
+
+    Suite → Plan → Manifest → SampleRecord → Attribution → InterventionRecord → Results
+
+Floats are nats, rates are 0..1, positive effects push towards failure. A number that was not
+measured is `None` (JSON `null`), never NaN. The contracts behind the field names stand in
+`docs/contracts.md`; fields may be added, never renamed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+SCHEMA_VERSION = 1
+
+Outcome = Literal["pass", "fail", "unscored"]
+Verdict = Literal["pass", "fail", "inconclusive"]
+Grade = Literal["observed", "attributed", "confirmed", "robust", "refuted", "inconclusive"]
+Context = Literal["neutral", "test", "deployment"]
+Modality = Literal["text", "audio", "vision", "scripted"]
+Baseline = Literal["ablation", "contrast"]
+ControlKind = Literal[
+    "none", "frozen_random", "residual_coordinate", "dense_neuron", "matched_random", "random_direction",
+    "whole_stream",
+]  # fmt: skip
+
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/+-]*$", max_length=200)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Rate = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, strict, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+# ---------------------------------------------------------------------------- the suite, as written
+
+
+class ModelRef(Record):
+    """The model a suite audits."""
+
+    ref: str = Field(min_length=1)
+    """Catalogue name, local directory, GGUF file, or `hf:org/name`."""
+    modality: Modality = "text"
+    """What the model reads."""
+    revision: str | None = None
+    """Commit of a hub model; only for `hf:` references."""
+
+
+class SaeRef(Record):
+    """One SAE and the place in the model it reads."""
+
+    ref: str = Field(min_length=1)
+    """Catalogue name (`<model>/<hook>`) or local directory."""
+    hook: str = Field(pattern=r"^(auto|([a-z_]+\.)*layers\.[0-9]+)$")
+    """`layers.16` is the residual stream after block 16 (blocks count from 0)."""
+
+
+class AnswerTemplates(Record):
+    """The two answers of a `choice` probe, as Jinja2 templates; never stripped."""
+
+    safe: str
+    """The answer that passes."""
+    fail: str
+    """The answer that fails."""
+
+
+class ChatMessage(Record):
+    """One message of a `chat:` prompt; `content` is a Jinja2 template."""
+
+    role: Literal["system", "user", "assistant"]
+    """Who speaks."""
+    content: str
+    """What is said, as a template."""
+
+
+class ScorerSpec(Record):
+    """How a generated response is scored."""
+
+    name: str
+    """`exact`, `includes`, `regex`, `refusal`, or a plugin's name."""
+    target: str | None = None
+    """Template of the text or pattern looked for (`exact`, `includes`, `regex`)."""
+    fail_when: Literal["match", "no_match"] | None = None
+    """Which result is the failure. Default: `no_match` (the right answer, or the refusal, is missing)."""
+    ignore_case: bool = True
+    """Compare without regard to case."""
+
+
+class ProbeSpec(Record):
+    """One behaviour and the failure mode it looks for."""
+
+    id: Identifier
+    """Unique in the suite."""
+    failure_mode: Identifier
+    """The failure mode that a failing sample counts towards."""
+    kind: str
+    """`choice`, `generate`, or a plugin's name."""
+    description: str = ""
+    """The construct, where the items come from, and their limits; printed in the report."""
+    samples: str | tuple[dict[str, JsonValue], ...]
+    """A JSONL file inside the suite's folder, or an inline list of samples."""
+    prompt: str | None = None
+    """Jinja2 template over the sample's fields; becomes the user's message."""
+    chat: tuple[ChatMessage, ...] | None = None
+    """Instead of `prompt`: whole messages, each content a template."""
+    raw: bool = False
+    """True: no chat template and no special tokens are added."""
+    answers: AnswerTemplates | None = None
+    """`choice` only: the two answers."""
+    scorer: str | ScorerSpec | None = None
+    """`generate` only: how the response is scored."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096)] = 64
+    """`generate` only: the longest response, in tokens."""
+    stop: tuple[str, ...] = ()
+    """`generate` only: a response ends before the first of these strings."""
+    temperature: Annotated[float, Field(ge=0.0, le=5.0)] = 0.0
+    """`generate` only: 0 is greedy; above, seeded sampling."""
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
+    """`generate` only: responses drawn per sample, each with its own seed."""
+    require_knowledge: bool | None = None
+    """A failure counts only if the twin passed. Default: true for `choice` samples that have a twin."""
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> ProbeSpec:
+        if (self.prompt is None) == (self.chat is None):
+            raise ValueError("give exactly one of 'prompt' and 'chat'")
+        return self
+
+
+class AttributionSpec(Record):
+    """How failures are attributed to SAE features."""
+
+    method: Literal["auto"] = "auto"
+    """`auto`: two gradient estimators shortlist, exact interventions certify."""
+    max_nodes: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Nodes recorded per failure, over all hooks."""
+    confirm: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Exact measurements per failure, over all hooks."""
+    held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of groups kept away from the choice of circuits."""
+
+
+class Suite(Record):
+    """A YAML suite, version 1."""
+
+    schema_version: Literal[1]
+    """Version of this schema."""
+    id: Identifier
+    """Name of the suite."""
+    version: str = Field(pattern=r"^\d+\.\d+\.\d+$")
+    """Semantic version of the suite's items and scoring."""
+    title: str = ""
+    """Printed on the report's cover."""
+    description: str = ""
+    """Printed in the report's method section."""
+    licence: str = ""
+    """Licence of the items (SPDX)."""
+    language: str = ""
+    """Language of the items (BCP 47)."""
+    model: ModelRef
+    """The model to audit; `--model` overrides `ref`."""
+    saes: tuple[SaeRef, ...] = ()
+    """SAEs to attribute failures with."""
+    probes: Annotated[tuple[ProbeSpec, ...], Field(min_length=1)]
+    """What is asked."""
+    contexts: Annotated[tuple[Context, ...], Field(min_length=1)] = ("neutral",)
+    """Framings of each sample; `neutral` renders verbatim."""
+    attribution: AttributionSpec = AttributionSpec()
+    """How failures are attributed."""
+    policy: str | None = None
+    """A gate policy inside the suite's folder."""
+
+    @field_validator("contexts")
+    @classmethod
+    def _distinct_contexts(cls, contexts: tuple[Context, ...]) -> tuple[Context, ...]:
+        if len(set(contexts)) != len(contexts):
+            raise ValueError("a context is listed twice")
+        return contexts
+
+
+class Sample(Record):
+    """One prompt of one probe in one context, rendered and ready to run."""
+
+    id: Identifier
+    """Unique in the run. `neutral` keeps the written id; other contexts add `@context`."""
+    probe: Identifier
+    failure_mode: Identifier
+    context: Context = "neutral"
+    group: str
+    """Paraphrases and variants of one thing share it; the held-out split keeps them together."""
+    counterfactual: str | None = None
+    """Id of the passing twin."""
+    control: bool = False
+    """True: a twin or control; it leaves the denominator."""
+    validity: str = "valid"
+    """`valid`, or `invalid: reason`; invalid samples leave the denominator."""
+    messages: tuple[ChatMessage, ...]
+    """The rendered prompt; one user message for a `prompt` template."""
+    raw: bool = False
+    spans: dict[str, tuple[int, int]] = {}
+    """Named character ranges `[start, end)` of the last user message."""
+    safe: str | None = None
+    """`choice`: the rendered safe answer."""
+    fail: str | None = None
+    """`choice`: the rendered failing answer."""
+    reference: str | None = None
+    """`generate`: a good response."""
+    target: str | None = None
+    """`generate`: the rendered target of the scorer."""
+    repeat: Count = 0
+    """Which of the probe's `repeats` this is."""
+    fields: dict[str, JsonValue] = {}
+    """The sample as written."""
+
+    @property
+    def valid(self) -> bool:
+        return self.validity == "valid"
+
+
+# ------------------------------------------------------------------------------ what a run is made of
+
+
+class FileDigest(Record):
+    name: str
+    sha256: Sha256
+    size_bytes: Count
+
+
+class ModelRecord(Record):
+    """The model that ran, named as what it is."""
+
+    ref: str
+    sha256: Sha256
+    """Digest over the weights (for several files: of their sorted `sha256  name` lines)."""
+    source: str
+    """Where the weights came from, in words a reader can follow."""
+    quantisation: str | None
+    """`Q4_1`, or None if the weights are unquantised."""
+    modality: Modality
+    n_parameters: Count
+    dtype: str
+    """What the model computed in."""
+    architecture: str = ""
+    n_layers: Count = 0
+    d_model: Count = 0
+    context_length: int | None = None
+    licence: str = "NOT STATED"
+    revision: str | None = None
+    files: tuple[FileDigest, ...] = ()
+    tokenizer_sha256: Sha256 | None = None
+    chat_template_sha256: Sha256 | None = None
+    upstream: str | None = None
+    """The model that these weights were made from, if they were re-packaged or quantised."""
+    upstream_verified: bool = False
+    """True only if identity with upstream was checked."""
+
+
+class CorpusRecord(Record):
+    """One source of training text."""
+
+    name: str
+    licence: str
+    n_tokens: Count
+    sha256: Sha256 | None = None
+
+
+class SaeQuality(Record):
+    """How well an SAE reconstructs a stream; measured on held-out tokens."""
+
+    explained_variance: float | None
+    """1 − Σ‖x − x̂‖² / Σ‖x − mean‖² over decomposed positions."""
+    l0: float | None
+    """Mean active features per token."""
+    ce_recovered_zero: float | None
+    """(CE_zero − CE_sae) / (CE_zero − CE_clean): 1 is lossless."""
+    ce_recovered_mean: float | None
+    """The same with mean ablation as the floor."""
+    dead_share: float | None
+    """Share of features that never fired on the held-out tokens."""
+
+
+class SaeCard(Record):
+    """What is known of one SAE; `None` is "not measured"."""
+
+    model_ref: str | None = None
+    model_sha256: Sha256 | None = None
+    """Digest of the model whose stream it was trained on."""
+    hook: str
+    architecture: str
+    d_model: Count
+    d_sae: Count
+    k: int | None = None
+    seed: int | None = None
+    n_tokens_trained: int | None = None
+    n_tokens_evaluated: int | None = None
+    corpus: tuple[CorpusRecord, ...] = ()
+    stored_dtype: str | None = None
+    quality: SaeQuality
+    random_floor: SaeQuality | None = None
+    """The same figures for a frozen-random SAE of this shape."""
+    norm_limit: float | None = None
+    """Streams with a larger L2 norm were not trained on and are not decomposed."""
+    excluded_positions: tuple[int, ...] = ()
+    """Positions that were not trained on and are not decomposed."""
+    seed_stability: float | None = None
+    """Share of features matched at cosine ≥ 0.7 in another seed."""
+    training: dict[str, JsonValue] = {}
+    """Hyperparameters, as given to the trainer."""
+    notes: tuple[str, ...] = ()
+
+
+class SaeRecord(Record):
+    ref: str
+    hook: str
+    architecture: str
+    d_sae: Count
+    sha256: Sha256
+    card: SaeCard | None
+
+
+class Environment(Record):
+    evalkit: str
+    python: str
+    platform: str
+    device: str
+    n_threads: Count
+    deterministic: bool
+    packages: dict[str, str]
+    plugins: dict[str, str] = {}
+    """Plugin name → `distribution version`."""
+    commit: str | None = None
+
+
+class Batch(Record):
+    id: str
+    probe: Identifier
+    samples: tuple[str, ...]
+
+
+class Plan(Record):
+    """What was fixed before the first sample ran; its digest is in every later file."""
+
+    schema_version: Literal[1] = 1
+    suite: Suite
+    suite_sha256: Sha256
+    """Digest over the suite's file and every file it names."""
+    suite_files: tuple[FileDigest, ...]
+    samples: tuple[Sample, ...]
+    batches: tuple[Batch, ...]
+    limit: int | None
+    seed: int
+    model_ref: str
+    model_sha256: Sha256
+    sae_sha256: dict[str, Sha256]
+    """Hook → digest."""
+    dtype: str
+    held_out_groups: tuple[str, ...]
+    thresholds: dict[str, float]
+    """Everything that a grade or verdict depends on, fixed beforehand."""
+    grid: dict[str, tuple[str, ...]]
+    """The analysis grid: sizes, control kinds, seeds."""
+    policy: Policy | None
+    n_earlier_runs: int | None
+    """Earlier runs of this suite known in the output folder; None: not known."""
+
+
+class Manifest(Record):
+    schema_version: Literal[1] = 1
+    plan_sha256: Sha256
+    run_id: str
+    started: str
+    command: tuple[str, ...]
+    model: ModelRecord
+    saes: tuple[SaeRecord, ...]
+    environment: Environment
+
+
+# ---------------------------------------------------------------------------- what a run writes down
+
+
+class Response(Record):
+    """What the model answered to one sample."""
+
+    sample: str
+    prompt_text: str
+    """The prompt as the model read it, chat template included."""
+    n_prompt_tokens: Count
+    text: str | None
+    """`generate`: what the model wrote. `choice`: the answer it prefers."""
+    fail_text: str | None = None
+    """The failing side of the margin."""
+    safe_text: str | None = None
+    """The safe side of the margin."""
+    log_p_fail: float | None = None
+    log_p_safe: float | None = None
+    n_new_tokens: Count = 0
+    truncated: bool = False
+    """`generate`: the response reached `max_new_tokens`."""
+    error: str | None = None
+    """What went wrong on this sample, if anything."""
+
+
+class Score(Record):
+    """One response, judged."""
+
+    outcome: Outcome
+    reason: str | None = None
+    """Why it is unscored, or a scorer's remark."""
+    margin_nats: float | None = None
+    """How far the response leans to failing; positive fails."""
+
+
+class SampleRecord(Record):
+    """One line of samples.jsonl."""
+
+    sample: Sample
+    response: Response
+    score: Score
+    batch: str
+    previous: Sha256
+    """Digest of the line before (of plan.json for the first)."""
+
+
+class Node(Record):
+    """A feature at a position of one sample."""
+
+    id: str
+    hook: str
+    feature: Count
+    position: Count
+    unit: Literal["token", "frame", "patch"] = "token"
+    token: str
+    role: str
+    """`final`, a span's name, or `other`."""
+    activation: float
+    effect_nats: float
+    """Estimated effect of ablating the feature (first estimator)."""
+    confirmed_nats: float | None
+    """Exact effect of ablating the feature: margin before − margin after."""
+    contrast_nats: float | None
+    """Exact effect of moving the feature to its value in the contrast baseline."""
+    baseline_activation: float | None = None
+    """The feature's value in the contrast baseline."""
+    estimate_contrast_nats: float | None = None
+    """Estimated effect of that move."""
+    estimate_frozen_nats: float | None = None
+    """Estimated effect of ablating, with detached norm scales (second estimator)."""
+
+
+class ErrorNode(Record):
+    """What the SAE left unexplained at a position."""
+
+    hook: str
+    position: Count
+    effect_nats: float
+    excluded: bool = False
+    """True: the position was not decomposed and its whole stream counts as error."""
+
+
+class Edge(Record):
+    source: str
+    target: str
+    estimate_activation: float
+    confirmed_activation: float | None
+    effect_nats: float | None
+
+
+class Attribution(Record):
+    """One failure, attributed; or the reason why not."""
+
+    method: str | None
+    no_attribution: str | None
+    """`no_sae`, or another reason; None if the failure was attributed."""
+    baseline: Literal["ablation", "twin", "group", "unpaired"] | None = None
+    """Where the contrast came from; `ablation`: there was none."""
+    baseline_samples: tuple[str, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    errors: tuple[ErrorNode, ...] = ()
+    edges: tuple[Edge, ...] = ()
+    error_share: Rate | None = None
+    """Σ|error| / Σ(|feature| + |error|), by estimated effect."""
+    excluded_positions: tuple[Count, ...] = ()
+    excluded_share: Rate | None = None
+    """Share of the total |effect| that lies at excluded positions."""
+    replacement_score: float | None = None
+    completeness_score: float | None = None
+    identity_gap_nats: float | None = None
+    """Largest |Σ parts − ⟨x, g⟩| over hooks."""
+    estimate_rank_correlation: float | None = None
+    """Spearman correlation of estimated and exact ablation effects over the certified nodes."""
+
+
+class AttributionRecord(Record):
+    """One line of attributions.jsonl."""
+
+    sample: str
+    attribution: Attribution
+    previous: Sha256
+
+
+class InterventionRecord(Record):
+    """One line of interventions.jsonl: one exact change to the model, and what came of it."""
+
+    sample: str
+    circuit: str | None
+    purpose: Literal["certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer"]
+    nodes: tuple[str, ...]
+    baseline: Baseline
+    control_kind: ControlKind
+    control_seed: int | None
+    selected: bool
+    """True: the nodes went through the same selection as the claim's."""
+    size: Count
+    margin_before_nats: float | None
+    margin_after_nats: float | None
+    outcome_after: Outcome
+    flipped: bool
+    """fail → pass after decoding and scoring again."""
+    previous: Sha256
+
+
+# -------------------------------------------------------------------------------------- results.json
+
+
+class RunRecord(Record):
+    id: str
+    started: str
+    finished: str | None
+    complete: bool
+    seed: int
+    command: tuple[str, ...]
+    plan_sha256: Sha256 | None = None
+    wall_time_s: float | None = None
+    n_earlier_runs: int | None = None
+
+
+class SuiteRecord(Record):
+    id: str
+    version: str
+    sha256: Sha256
+    title: str = ""
+
+
+class ContextResult(Record):
+    context: Context
+    n: Count
+    n_failed: Count
+    n_unscored: Count
+    n_invalid: Count
+    rate: Rate | None
+    ci_low: Rate | None
+    ci_high: Rate | None
+
+
+class Proportion(Record):
+    """k of n with its interval."""
+
+    n: Count
+    n_failed: Count
+    rate: Rate | None
+    ci_low: Rate | None
+    ci_high: Rate | None
+    ci_method: str
+
+
+class SizePoint(Record):
+    """Flips after switching off a failure's own best `size` nodes, over all attributed failures."""
+
+    kind: ControlKind
+    """`none`: the SAE under audit; else the control put through the same selection."""
+    seed: int | None
+    size: Count
+    n: Count
+    n_flipped: Count
+    n_broken: Count
+    """Degenerate outputs: unscored, not flips."""
+    rate: Rate | None
+    ci_low: Rate | None
+    ci_high: Rate | None
+    collateral_kl: float | None
+    """Mean KL divergence on the passing twins under the same ablation, nats."""
+
+
+class FailureModeResult(Record):
+    id: str
+    n: Count
+    """Valid, scored, non-control samples of the first context."""
+    n_failed: Count
+    n_unscored: Count
+    n_invalid: Count
+    rate: Rate | None
+    ci_low: Rate | None
+    ci_high: Rate | None
+    ci_method: str
+    by_context: tuple[ContextResult, ...]
+    circuits: tuple[str, ...]
+    n_knowledge_errors: Count = 0
+    """Failures whose twin failed too: errors of knowledge, not counted in n_failed."""
+    given_knowledge: Proportion | None = None
+    """The rate among samples whose twin passed."""
+    clustered: Proportion | None = None
+    """The interval over groups instead of samples."""
+    n_control: Count = 0
+    size_curve: tuple[SizePoint, ...] = ()
+    """Necessity of sample circuits along size, beside the same-selection floors."""
+
+
+class SampleResult(Record):
+    id: str
+    probe: str
+    failure_mode: str
+    context: Context
+    outcome: Outcome
+    margin_nats: float | None
+    attribution: Attribution | None
+    group: str = ""
+    control: bool = False
+    validity: str = "valid"
+    counted: bool = True
+    """False: invalid, unscored, control, twin, or an error of knowledge."""
+    not_counted: str | None = None
+    """Why it is not counted."""
+    reason: str | None = None
+    held_out: bool = False
+    prompt: str = ""
+    response: str | None = None
+    safe: str | None = None
+    fail: str | None = None
+
+
+class CircuitNode(Record):
+    id: str
+    hook: str
+    feature: Count
+    role: str
+    effect_nats: float
+    label: str | None
+    label_source: str | None
+
+
+class CircuitEdge(Record):
+    source: str
+    target: str
+    effect_nats: float | None
+
+
+class Necessity(Record):
+    """What became of failures when the circuit was switched off (or alone kept on)."""
+
+    n: Count
+    n_flipped: Count
+    rate: Rate | None
+    ci_low: Rate | None
+    ci_high: Rate | None
+    ceiling: Rate | None
+    """Flips when the whole stream at the circuit's hooks and positions takes the baseline."""
+    n_broken: Count
+    collateral_kl: float | None
+
+
+class Control(Record):
+    kind: ControlKind
+    selected: bool
+    n_sets: Count
+    n: Count
+    n_flipped: Count
+    rate: Rate | None
+
+
+class Circuit(Record):
+    id: str
+    failure_mode: str
+    level: Literal["sample", "mode"]
+    nodes: tuple[CircuitNode, ...]
+    edges: tuple[CircuitEdge, ...]
+    necessity: Necessity | None
+    sufficiency: Necessity | None
+    controls: tuple[Control, ...]
+    grade: Grade
+    flip_rate: Rate | None
+    sample: str | None = None
+    """The failing sample, for a sample circuit."""
+    size: Count | None = None
+    """Number of nodes switched off."""
+    notes: tuple[str, ...] = ()
+
+
+class Claim(Record):
+    id: str
+    type: Literal["observation", "inference", "prediction", "normative"]
+    sentence: str
+    grade: Grade
+    evidence: tuple[str, ...]
+    """Ids of the records that the sentence rests on."""
+
+
+class FeatureContext(Record):
+    """One place where a feature fired."""
+
+    source: str
+    """Corpus or sample id."""
+    tokens: tuple[str, ...]
+    activations: tuple[float, ...]
+
+
+class Feature(Record):
+    """Evidence of what one feature responds to; no invented labels."""
+
+    hook: str
+    feature: Count
+    density: Rate | None
+    """Share of tokens on which it fires."""
+    density_source: str | None
+    top_contexts: tuple[FeatureContext, ...]
+    promoted_tokens: tuple[str, ...]
+    """Tokens whose logits its decoder row raises most."""
+    suppressed_tokens: tuple[str, ...]
+    label: str | None = None
+    label_source: str | None = None
+
+
+class ScorerValidation(Record):
+    """A scorer against labelled examples."""
+
+    scorer: str
+    dataset: str
+    n: Count
+    accuracy: Rate | None
+    precision: Rate | None
+    recall: Rate | None
+    trivial_accuracy: Rate | None
+    """Accuracy of always naming the larger class."""
+    label_source: str
+    not_measured: str | None = None
+    """Why the figures are missing, if they are."""
+
+
+class GateResult(Record):
+    rule: str
+    estimate: float | None
+    ci_low: float | None
+    ci_high: float | None
+    threshold: float | None
+    n: Count
+    verdict: Verdict
+    n_needed: int | None
+    """Sample size that would decide, if inconclusive."""
+    metric: str = ""
+    failure_mode: str | None = None
+    reason: str = ""
+
+
+class Results(Record):
+    """results.json, version 1: everything a report prints."""
+
+    schema_version: Literal[1] = 1
+    run: RunRecord
+    suite: SuiteRecord
+    model: ModelRecord
+    saes: tuple[SaeRecord, ...]
+    failure_modes: tuple[FailureModeResult, ...]
+    samples: tuple[SampleResult, ...]
+    circuits: tuple[Circuit, ...]
+    claims: tuple[Claim, ...]
+    gates: tuple[GateResult, ...]
+    features: tuple[Feature, ...] = ()
+    scorer_validation: tuple[ScorerValidation, ...] = ()
+    environment: Environment | None = None
+    notes: tuple[str, ...] = ()
+    """Limits that the summary must print (for example: no circuit beat its floors)."""
+
+
+# -------------------------------------------------------------------------------------------- the gate
+
+Metric = Literal[
+    "failure_rate", "rate_difference", "feature_share", "circuit_necessity", "error_share", "grade", "sae_card"
+]
+
+
+class Rule(Record):
+    """One threshold of a gate policy."""
+
+    id: Identifier
+    """Unique in the policy."""
+    metric: Metric
+    """What is measured."""
+    failure_mode: str | None = None
+    """The failure mode it applies to."""
+    hook: str | None = None
+    """`feature_share`, `error_share`, `sae_card`: the hook."""
+    feature: Count | None = None
+    """`feature_share`: the feature's index."""
+    bound: Literal["ci_high", "ci_low", "estimate"] = "ci_high"
+    """Which bound must clear the threshold."""
+    max: float | None = None
+    """The bound must not exceed this."""
+    min: float | None = None
+    """The bound must not fall below this."""
+    min_n: Count = 0
+    """With fewer samples the verdict is inconclusive."""
+    context: Literal["neutral", "test", "deployment", "worst"] = "worst"
+    """The context judged; `worst` takes the highest rate."""
+    field: str | None = None
+    """`sae_card`: the card's figure, such as `explained_variance`."""
+    min_grade: Grade | None = None
+    """`grade`: the least grade that the best circuit must have."""
+
+    @model_validator(mode="after")
+    def _has_threshold(self) -> Rule:
+        if self.metric != "grade" and self.max is None and self.min is None:
+            raise ValueError("give 'max' or 'min'")
+        return self
+
+
+class Policy(Record):
+    """A gate policy, version 1."""
+
+    schema_version: Literal[1]
+    """Version of this schema."""
+    id: Identifier
+    """Name of the policy."""
+    description: str = ""
+    """Why these thresholds."""
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+    """All must pass."""
+
+
+class GateReport(Record):
+    """gate.json."""
+
+    schema_version: Literal[1] = 1
+    policy: str | None
+    verdict: Verdict | None
+    """None: no policy was given."""
+    gates: tuple[GateResult, ...]
+    run: str
+
+
+Plan.model_rebuild()
+
+
+def json_text(record: Record) -> str:
+    """`record` as indented JSON with a final newline; key order is the order of declaration."""
+    return record.model_dump_json(indent=1) + "\n"
+
+
+def schema_of(record: type[Record]) -> dict[str, Any]:
+    """JSON Schema (2020-12) of a record."""
+    return record.model_json_schema()
