@@ -26,7 +26,7 @@ ControlKind = Literal[
     "whole_stream",
 ]  # fmt: skip
 
-Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/+-]*$", max_length=200)]
+Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/+#-]*$", max_length=200)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Rate = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
@@ -502,6 +502,8 @@ class AttributionRecord(Record):
     """One line of attributions.jsonl."""
 
     sample: str
+    margin_nats: float | None = None
+    """Margin of the failing response against its pair, before any intervention."""
     attribution: Attribution
     previous: Sha256
 
@@ -521,9 +523,12 @@ class InterventionRecord(Record):
     size: Count
     margin_before_nats: float | None
     margin_after_nats: float | None
-    outcome_after: Outcome
+    outcome_after: Outcome | None
+    """None: only the margin was measured (a generated response was not decoded again)."""
     flipped: bool
     """fail → pass after decoding and scoring again."""
+    collateral_kl: float | None = None
+    """KL divergence of the passing twin's next token under the same change, nats."""
     previous: Sha256
 
 
