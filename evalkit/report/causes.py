@@ -1,0 +1,326 @@
+"""Section 7: what SAE features had to do with the failures, beside the floors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from statistics import median
+
+from evalkit.records import (
+    Circuit,
+    FailureModeResult,
+    Necessity,
+    Node,
+    SaeQuality,
+    SaeRecord,
+    SampleResult,
+)
+from evalkit.report import charts, curves, features, judging, text
+from evalkit.report.findings import worst_failures
+from evalkit.report.nouns import (
+    Causes,
+    CircuitReport,
+    Column,
+    Fact,
+    Figure,
+    Inputs,
+    ModeCauses,
+    NodeReport,
+    SaeReport,
+    Table,
+)
+
+N_NODES = 12
+N_BARS = 8
+_BASELINES = {
+    "ablation": "ablation only (no passing contrast)",
+    "twin": "the passing twin",
+    "group": "passing samples of the same group",
+    "unpaired": "several passing samples, unpaired",
+}
+_QUALITY: tuple[tuple[str, Callable[[SaeQuality], float | None], bool], ...] = (
+    ("Explained variance", lambda q: q.explained_variance, True),
+    ("Cross-entropy recovered, against zero", lambda q: q.ce_recovered_zero, True),
+    ("Cross-entropy recovered, against the mean", lambda q: q.ce_recovered_mean, True),
+    ("Active features per token (L0)", lambda q: q.l0, False),
+    ("Dead features, share", lambda q: q.dead_share, False),
+)
+
+
+def causes(inputs: Inputs) -> Causes:
+    """Section 7."""
+    results = inputs.results
+    per_mode = 3 if len(results.failure_modes) <= 4 else 1
+    shown: list[SampleResult] = []
+    modes = []
+    for mode in results.failure_modes:
+        worst = [s for s in worst_failures(inputs, mode.id) if s.attribution and s.attribution.nodes][:per_mode]
+        shown += worst
+        modes.append(_mode(inputs, mode, worst))
+    cards, note = features.feature_cards(inputs, _wanted(inputs, shown))
+    lead = "No SAE was given: every failure carries the reason, and no statement about features is made."
+    if results.saes:
+        lead = (
+            "An attribution by features is an inference. Where an intervention was run, its result is an observation "
+            "and is marked exact. Positive effects push towards failure; all effects are in nats of the failure margin."
+        )
+    return Causes(lead, tuple(_sae(sae) for sae in results.saes), tuple(modes), cards, note)
+
+
+def _wanted(inputs: Inputs, shown: list[SampleResult]) -> list[tuple[str, int]]:
+    """Features in the order of their appearance: mode circuits first, then the nodes of the shown failures."""
+    keys = [(n.hook, n.feature) for c in inputs.results.circuits if c.level == "mode" for n in c.nodes]
+    for sample in shown:
+        assert sample.attribution is not None
+        keys += [(n.hook, n.feature) for n in _ranked(sample.attribution.nodes)[:N_NODES]]
+    return list(dict.fromkeys(keys))
+
+
+def _sae(sae: SaeRecord) -> SaeReport:
+    facts = [
+        Fact("Reference", text.printable(sae.ref)),
+        Fact("Hook", f"{text.printable(sae.hook)} (residual stream after this block)"),
+        Fact("Architecture", f"{text.printable(sae.architecture)}, {text.count(sae.d_sae)} features"),
+        Fact("SHA-256", sae.sha256, "code"),
+    ]
+    card = sae.card
+    if card is None:
+        words = "No card came with this SAE: its reconstruction, its corpus and its floors are not measured."
+        return SaeReport(text.printable(sae.ref), tuple(facts), None, words, False, None, ())
+    norm = f"norm above {card.norm_limit:,.0f}" if card.norm_limit is not None else "no norm limit stated"
+    excluded = ", ".join(str(p) for p in card.excluded_positions) or "none"
+    facts += [
+        Fact("Trained on the model with SHA-256", text.digest(card.model_sha256), "code"),
+        Fact("Active features (k)", text.count(card.k) if card.k is not None else "not fixed"),
+        Fact("Tokens, trained / evaluated", f"{text.count(card.n_tokens_trained)} / {text.count(card.n_tokens_evaluated)}"),
+        Fact("Not decomposed", f"positions {excluded}; {norm}"),
+        Fact("Seed stability", _stability(card.seed_stability)),
+    ]
+    words, beaten = _floor_words(card.quality, card.random_floor)
+    notes = tuple(text.printable(note) for note in card.notes)
+    return SaeReport(text.printable(sae.ref), tuple(facts), _quality(sae), words, beaten, _corpus(sae), notes)
+
+
+def _stability(value: float | None) -> str:
+    if value is None:
+        return text.NOT_MEASURED
+    return f"{text.percent(value)} of the features have a match (cosine ≥ 0.7) in another seed"
+
+
+def _quality(sae: SaeRecord) -> Table:
+    assert sae.card is not None
+    rows = []
+    for name, get, _ in _QUALITY:
+        own, floor = get(sae.card.quality), get(sae.card.random_floor) if sae.card.random_floor else None
+        digits = 1 if "L0" in name else 3
+        rows.append((name, text.number(own, digits), text.number(floor, digits)))
+    columns = (Column("Figure, on held-out tokens", "text", "w50"), Column("This SAE", "num"), Column("Frozen-random SAE", "num"))
+    return Table(f"Quality of {text.printable(sae.ref)}", columns, tuple(rows))
+
+
+def _floor_words(own: SaeQuality, floor: SaeQuality | None) -> tuple[str, bool]:
+    if floor is None:
+        return "The frozen-random floor was not measured: these figures cannot be judged.", False
+    compared = [(name.lower(), get(own), get(floor)) for name, get, higher in _QUALITY if higher]
+    pairs = [(name, a, b) for name, a, b in compared if a is not None and b is not None]
+    lost = [f"{name} ({text.number(a)} against {text.number(b)})" for name, a, b in pairs if a <= b]
+    if not pairs:
+        return "No figure was measured for both the SAE and the frozen-random floor.", False
+    if lost:
+        return f"The SAE does not beat the frozen-random floor on {text.words(lost)}.", False
+    return f"The SAE beats the frozen-random floor on {text.words([name for name, _, _ in pairs])}.", True
+
+
+def _corpus(sae: SaeRecord) -> Table | None:
+    if sae.card is None or not sae.card.corpus:
+        return None
+    rows = tuple(
+        (text.printable(c.name), text.count(c.n_tokens), text.printable(c.licence), text.short_digest(c.sha256))
+        for c in sae.card.corpus[:16]
+    )
+    columns = (Column("Source", "text", "w40"), Column("Tokens", "num"), Column("Licence"), Column("SHA-256", "code"))
+    return Table(f"Training text of {text.printable(sae.ref)}", columns, rows)
+
+
+def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) -> ModeCauses:
+    samples = [s for s in inputs.results.samples if s.failure_mode == mode.id and s.counted and s.outcome == "fail"]
+    circuits = [c for c in inputs.results.circuits if c.failure_mode == mode.id]
+    grade = judging.best_grade(circuits)
+    meaning = judging.GRADE_MEANING.get(grade)
+    lead = [f"Best grade of a circuit: {grade}{f' – {meaning}' if meaning else ''}."]
+    figure, table, words, beaten = curves.necessity(mode)
+    mode_circuits = [c for c in circuits if c.level == "mode"]
+    n_sample = len(circuits) - len(mode_circuits)
+    if n_sample:
+        lead.append(
+            f"{text.plural(n_sample, 'sample circuit')} (a failure's own certified nodes) "
+            f"{'is' if n_sample == 1 else 'are'} judged together along the size curve; each stands in results.json."
+        )
+    return ModeCauses(
+        id=text.printable(mode.id),
+        lead=tuple(lead),
+        coverage=_coverage(mode, samples),
+        curve=figure,
+        curve_table=table,
+        curve_words=words,
+        curve_beaten=beaten,
+        circuits=tuple(_circuit(c) for c in mode_circuits[:4]),
+        failures=tuple(_failure(s) for s in worst),
+    )
+
+
+def _coverage(mode: FailureModeResult, failed: list[SampleResult]) -> Table:
+    done = [s.attribution for s in failed if s.attribution and s.attribution.no_attribution is None]
+    reasons = Counter(
+        text.printable(s.attribution.no_attribution or "") if s.attribution else "not attempted"
+        for s in failed
+        if s.attribution is None or s.attribution.no_attribution is not None
+    )
+    figures = (
+        ("Unexplained share, median (error nodes)", _median([a.error_share for a in done], text.percent)),
+        ("Share at excluded positions, median", _median([a.excluded_share for a in done], text.percent)),
+        ("Estimate against exact effect, median rank correlation", _median([a.estimate_rank_correlation for a in done], text.number)),
+        ("Replacement score, median", _median([a.replacement_score for a in done], text.number)),
+        ("Completeness score, median", _median([a.completeness_score for a in done], text.number)),
+    )
+    rows = [
+        ("Counted failures, all contexts", text.count(len(failed))),
+        ("Attributed to SAE features", text.fraction(len(done), len(failed))),
+    ]
+    rows += [(f"No attribution: {reason}", text.count(n)) for reason, n in sorted(reasons.items())]
+    rows += list(figures)
+    columns = (Column("Coverage and faithfulness", "text", "w60"), Column("Value", "num"))
+    return Table(f"{text.printable(mode.id)}: how much could be attributed", columns, tuple(rows))
+
+
+def _median(values: list[float | None], show: Callable[[float | None], str]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{show(median(known))} (n = {len(known)})" if known else text.NOT_MEASURED
+
+
+def _ranked(nodes: tuple[Node, ...]) -> list[Node]:
+    """Exactly measured nodes first, by size of effect; then the estimated ones."""
+    return sorted(
+        nodes,
+        key=lambda n: (
+            n.confirmed_nats is None,
+            -abs(n.confirmed_nats if n.confirmed_nats is not None else n.effect_nats),
+            n.hook, n.position, n.feature,
+        ),
+    )  # fmt: skip
+
+
+def _failure(sample: SampleResult) -> NodeReport:
+    attribution = sample.attribution
+    assert attribution is not None
+    nodes = _ranked(attribution.nodes)
+    shown = nodes[:N_NODES]
+    baseline = _BASELINES.get(attribution.baseline or "", text.NOT_STATED)
+    lead = f"Margin {text.nats(sample.margin_nats)} nats, context {sample.context}; contrast: {baseline}."
+    n_exact = sum(n.confirmed_nats is not None for n in nodes)
+    note = f"{text.plural(len(nodes), 'node')} recorded, {text.count(n_exact)} measured exactly"
+    note += f"; the other {len(nodes) - len(shown)} stand in results.json." if len(nodes) > len(shown) else "."
+    rows = tuple(
+        (
+            features.feature_id(n.hook, n.feature), f"{n.position} {text.token(n.token)}", text.printable(n.role),
+            text.number(n.activation, 2), text.nats(n.effect_nats), text.nats(n.confirmed_nats), text.nats(n.contrast_nats),
+        )
+        for n in shown
+    )  # fmt: skip
+    columns = (
+        Column("Feature"), Column("Position, token", "code"), Column("Role"), Column("Activation", "num"),
+        Column("Estimate", "num"), Column("Ablation, exact", "num"), Column("Contrast, exact", "num"),
+    )  # fmt: skip
+    table = Table(f"Strongest nodes of {text.printable(sample.id)}, effects in nats", columns, rows, note)
+    return NodeReport(text.printable(sample.id), lead, _shares(sample), _bars(sample, nodes), table)
+
+
+def _bars(sample: SampleResult, nodes: list[Node]) -> Figure:
+    bars = [
+        charts.Bar(
+            f"{features.feature_id(n.hook, n.feature)} {text.token(n.token)[:14]}", n.effect_nats, n.confirmed_nats, n.contrast_nats
+        )
+        for n in nodes[:N_BARS]
+    ]
+    title = f"Effects of the strongest features on the margin of {text.printable(sample.id)}, in nats"
+    return Figure(title + ".", charts.effect_bars(title, bars))
+
+
+def _shares(sample: SampleResult) -> Figure | None:
+    attribution = sample.attribution
+    if attribution is None or attribution.error_share is None:
+        return None
+    error, excluded = attribution.error_share, attribution.excluded_share
+    parts = [charts.Part("SAE features", 1.0 - error)]
+    if excluded is not None and excluded <= error:
+        parts += [charts.Part("error nodes, decomposed positions", error - excluded), charts.Part("excluded positions", excluded)]
+    else:
+        parts.append(charts.Part("error nodes (unexplained)", error))
+    title = f"Share of the estimated effect on {text.printable(sample.id)} by where it lies"
+    return Figure(title + ".", charts.share_bar(title, parts))
+
+
+def _circuit(circuit: Circuit) -> CircuitReport:
+    facts = [
+        Fact("Grade", f"{circuit.grade}: {judging.GRADE_MEANING[circuit.grade]}"),
+        Fact("Nodes switched off", text.count(circuit.size)),
+        Fact("Necessity (switched off)", _effect(circuit.necessity)),
+        Fact("Sufficiency (alone kept)", _effect(circuit.sufficiency)),
+        Fact("Flip rate over specifications", text.percent(circuit.flip_rate)),
+    ]
+    rows = tuple(
+        (features.feature_id(n.hook, n.feature), text.printable(n.role), text.nats(n.effect_nats),
+         f"{text.printable(n.label)} (source: {text.stated(n.label_source)})" if n.label else "none")
+        for n in circuit.nodes[:24]
+    )  # fmt: skip
+    columns = (Column("Feature"), Column("Role"), Column("Effect, nats", "num"), Column("Label and its source"))
+    more = len(circuit.nodes) - len(rows)
+    note = f"{text.count(more)} more nodes in results.json." if more else ""
+    return CircuitReport(
+        id=text.printable(circuit.id),
+        sentence=f"A circuit of {text.plural(len(circuit.nodes), 'feature')} shared by failures of {text.printable(circuit.failure_mode)}.",
+        facts=tuple(facts),
+        nodes=Table(f"Nodes of {text.printable(circuit.id)}", columns, rows, note),
+        edges=_edges(circuit),
+        controls=_controls(circuit),
+        notes=tuple(text.printable(note) for note in circuit.notes),
+    )
+
+
+def _effect(effect: Necessity | None) -> str:
+    if effect is None:
+        return text.NOT_MEASURED
+    parts = f"{text.fraction(effect.n_flipped, effect.n)} held-out failures flipped"
+    if effect.rate is not None:
+        parts += f" = {text.percent(effect.rate)} (95 % interval {text.interval(effect.ci_low, effect.ci_high)})"
+    parts += f"; ceiling {text.percent(effect.ceiling)}; {text.plural(effect.n_broken, 'broken output')}"
+    return parts + f"; collateral {text.number(effect.collateral_kl)} nats (KL on passing twins)"
+
+
+def _edges(circuit: Circuit) -> Table | None:
+    if not circuit.edges:
+        return None
+    names = {n.id: features.feature_id(n.hook, n.feature) for n in circuit.nodes}
+    ranked = sorted(circuit.edges, key=lambda e: (-abs(e.effect_nats or 0.0), e.source, e.target))[:16]
+    rows = tuple(
+        (names.get(e.source, text.printable(e.source)), names.get(e.target, text.printable(e.target)), text.nats(e.effect_nats))
+        for e in ranked
+    )
+    columns = (Column("From"), Column("To"), Column("Effect, nats", "num"))
+    more = len(circuit.edges) - len(rows)
+    note = f"{text.count(more)} more edges in results.json." if more else ""
+    return Table(f"Strongest edges of {text.printable(circuit.id)}", columns, rows, note)
+
+
+def _controls(circuit: Circuit) -> Table | None:
+    if not circuit.controls:
+        return None
+    rows = tuple(
+        (curves.kind_name(c.kind), "yes" if c.selected else "no (never decisive)", text.count(c.n_sets),
+         text.fraction(c.n_flipped, c.n), text.percent(c.rate))
+        for c in circuit.controls
+    )  # fmt: skip
+    columns = (
+        Column("Control"), Column("Same selection"), Column("Sets", "num"), Column("Flipped", "num"), Column("Rate", "num"),
+    )  # fmt: skip
+    return Table(f"Controls of {text.printable(circuit.id)}", columns, rows)

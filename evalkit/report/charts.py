@@ -1,0 +1,276 @@
+"""The report's charts as inline SVG: small, tagged with `<title>`, readable without colour.
+
+Colours stand in attributes (the PDF) and are named by class as well, so that the screen's dark style can
+change them. Every text has its font family. Text is escaped here; it must be printable already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from markupsafe import Markup, escape
+
+from evalkit.report import text
+
+_INK, _SOFT, _RULE, _ACCENT, _WARN, _PALE = "#1c2126", "#5d666f", "#d4d1c9", "#1f4468", "#9a3324", "#b9c6d3"
+_CLASS = {_INK: "c-ink", _SOFT: "c-soft", _RULE: "c-rule", _ACCENT: "c-accent", _WARN: "c-warn", _PALE: "c-pale"}
+_FONT = 'font-family="\'Evalkit Sans\', \'Evalkit Symbols\', sans-serif"'
+
+
+class Interval(NamedTuple):
+    """One line of a forest plot; rates 0..1, `None` where nothing was measured."""
+
+    label: str
+    value: float | None
+    low: float | None
+    high: float | None
+    threshold: float | None
+    words: str
+
+
+class Curve(NamedTuple):
+    """One line of a size curve: rates 0..1 by size; `low` and `high` bound the seeds or the interval."""
+
+    label: str
+    points: tuple[tuple[int, float, float | None, float | None], ...]
+    audited: bool
+
+
+class Bar(NamedTuple):
+    """One feature's effects on the failure margin, nats; positive pushes towards failure."""
+
+    label: str
+    estimated: float
+    exact: float | None
+    contrast: float | None
+
+
+class Part(NamedTuple):
+    """One part of a whole, 0..1."""
+
+    label: str
+    share: float
+
+
+def forest_plot(title: str, rows: Sequence[Interval]) -> Markup:
+    """Rates with intervals, one row each, and each row's threshold as a labelled line."""
+    left, width, row_h, top = 170.0, 640.0, 27.0, 10.0
+    right = width - 150.0
+    top_value = _axis_end([v for r in rows for v in (r.value, r.high, r.threshold) if v is not None])
+    bottom = top + row_h * len(rows)
+
+    def x(value: float) -> float:
+        return left + (right - left) * value / top_value
+
+    parts = [_axis(x, [top_value * i / 5 for i in range(6)], top, bottom)]
+    for index, row in enumerate(rows):
+        y = top + row_h * (index + 0.5)
+        parts.append(_text(left - 12, y + 4, row.label, anchor="end", size=11.5))
+        parts.append(_text(right + 12, y + 4, row.words, size=10.5, colour=_SOFT))
+        if row.threshold is not None:
+            at = x(row.threshold)
+            parts.append(_line(at, y - row_h / 2 + 2, at, y + row_h / 2 - 2, _WARN, 1.6, "3 2"))
+        if row.low is not None and row.high is not None:
+            parts.append(_line(x(row.low), y, x(row.high), y, _ACCENT, 1.8))
+            parts += [_line(x(v), y - 4, x(v), y + 4, _ACCENT, 1.8) for v in (row.low, row.high)]
+        if row.value is not None:
+            parts.append(_shape("square", x(row.value), y, 4.2, _ACCENT))
+    if any(row.threshold is not None for row in rows):
+        parts.append(_line(left, bottom + 36, left, bottom + 48, _WARN, 1.6, "3 2"))
+        parts.append(_text(left + 8, bottom + 46, "threshold of the gate", size=10, colour=_SOFT))
+        parts.append(_shape("square", left + 130, bottom + 42, 4.2, _ACCENT))
+        parts.append(_text(left + 140, bottom + 46, "rate with its 95 % interval", size=10, colour=_SOFT))
+    return _svg(title, width, bottom + 54, parts)
+
+
+def size_curve(title: str, curves: Sequence[Curve]) -> Markup:
+    """Share of failures that flip, by number of nodes switched off; the audited SAE is the solid line."""
+    left, width, top, height = 52.0, 640.0, 12.0, 210.0
+    right, bottom = width - 190.0, top + height
+    sizes = sorted({point[0] for curve in curves for point in curve.points})
+    step = (right - left - 24) / max(1, len(sizes) - 1)
+
+    def x(size: int) -> float:
+        return left + 12 + step * sizes.index(size)
+
+    def y(rate: float) -> float:
+        return bottom - height * rate
+
+    parts = []
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(_line(left, y(tick), right, y(tick), _RULE, 0.7))
+        parts.append(_text(left - 8, y(tick) + 4, f"{tick:.0%}".replace("%", " %"), anchor="end", size=10, colour=_SOFT))
+    parts += [_text(x(s), bottom + 17, str(s), anchor="middle", size=10, colour=_SOFT) for s in sizes]
+    parts.append(_text((left + right) / 2, bottom + 36, "nodes switched off", anchor="middle", size=10.5, colour=_SOFT))
+    marks = ("circle", "triangle", "diamond", "hollow", "cross")
+    dashes = ("", "5 3", "1.5 2.5", "7 2 1.5 2", "3 3")
+    labels: list[tuple[float, str, str, str]] = []
+    ordered = sorted(curves, key=lambda curve: not curve.audited)
+    for index, curve in enumerate(ordered):
+        mark, dash = marks[index % 5], "" if curve.audited else dashes[1 + index % 4]
+        colour = _ACCENT if curve.audited else _SOFT
+        parts += _curve(curve, x, y, colour, dash, mark)
+        if curve.points:
+            labels.append((y(curve.points[-1][1]), curve.label, colour, mark))
+    parts += _end_labels(labels, right + 14, top, bottom)
+    return _svg(title, width, bottom + 44, parts)
+
+
+def effect_bars(title: str, bars: Sequence[Bar]) -> Markup:
+    """Effects per feature around zero: the exact ablation solid, the estimate hollow, the contrast a dot."""
+    left, width, row_h, top = 190.0, 640.0, 22.0, 8.0
+    right = width - 60.0
+    values = [v for b in bars for v in (b.estimated, b.exact, b.contrast) if v is not None]
+    low, high = min([0.0, *values]), max([0.0, *values])
+    span = (high - low) or 1.0
+    low, high = low - 0.04 * span, high + 0.04 * span
+    bottom = top + row_h * len(bars)
+
+    def x(value: float) -> float:
+        return left + (right - left) * (value - low) / (high - low)
+
+    parts = [_line(x(0), top, x(0), bottom, _SOFT, 0.8)]
+    for index, bar in enumerate(bars):
+        y = top + row_h * (index + 0.5)
+        parts.append(_text(left - 10, y + 4, bar.label, anchor="end", size=10.5))
+        parts.append(_box(x, bar.estimated, y - 7, 5, None))
+        if bar.exact is not None:
+            parts.append(_box(x, bar.exact, y, 7, _ACCENT if bar.exact >= 0 else _WARN))
+        if bar.contrast is not None:
+            parts.append(_shape("diamond", x(bar.contrast), y, 4, _INK))
+        shown = bar.exact if bar.exact is not None else bar.estimated
+        parts.append(_text(right + 8, y + 4, text.nats(shown), size=10, colour=_SOFT))
+    parts.append(_text(x(0), bottom + 13, "0 nats", anchor="middle", size=10, colour=_SOFT))
+    parts.append(_effect_key(left, bottom + 30))
+    return _svg(title, width, bottom + 38, parts)
+
+
+def share_bar(title: str, parts: Sequence[Part]) -> Markup:
+    """Parts of a whole as one divided bar with its labels below."""
+    width, height = 640.0, 15.0
+    fills = (_ACCENT, _PALE, _WARN, _SOFT)
+    out, at, key_at = [], 0.0, 0.0
+    for index, part in enumerate(parts):
+        fill = fills[index % 4]
+        out.append(_rect(at * width, 2, max(0.0, part.share) * width, height, fill))
+        label = f"{part.label} {text.percent(part.share)}"
+        out.append(_rect(key_at, height + 11, 9, 9, fill))
+        out.append(_text(key_at + 14, height + 19.5, label, size=10.5, colour=_SOFT))
+        at, key_at = at + part.share, key_at + 34 + 5.4 * len(label)
+    return _svg(title, width, height + 26, out)
+
+
+def _axis_end(values: Sequence[float]) -> float:
+    """A round end of the axis at or above the largest value, in steps of five even ticks."""
+    largest = max(values, default=1.0)
+    return next((end for end in (0.05, 0.1, 0.25, 0.5, 0.75) if largest <= end), 1.0)
+
+
+def _axis(x: object, ticks: Sequence[float], top: float, bottom: float) -> str:
+    assert callable(x)
+    parts = []
+    for tick in ticks:
+        parts.append(_line(x(tick), top, x(tick), bottom + 4, _RULE, 0.7))
+        parts.append(_text(x(tick), bottom + 18, f"{100 * tick:.3g} %", anchor="middle", size=10, colour=_SOFT))
+    return "".join(parts)
+
+
+def _curve(curve: Curve, x: object, y: object, colour: str, dash: str, mark: str) -> list[str]:
+    assert callable(x) and callable(y)
+    parts = []
+    for size, _, low, high in curve.points:
+        if low is not None and high is not None and high > low:
+            parts.append(_line(x(size), y(low), x(size), y(high), colour, 0.9 if curve.audited else 0.6))
+    line = " ".join(f"{x(size):.1f},{y(rate):.1f}" for size, rate, _, _ in curve.points)
+    width = 2.2 if curve.audited else 1.2
+    extra = f' stroke-dasharray="{dash}"' if dash else ""
+    parts.append(f'<polyline points="{line}" fill="none" {_stroke(colour)} stroke-width="{width}"{extra}/>')
+    parts += [_shape(mark, x(size), y(rate), 3.8 if curve.audited else 3.0, colour) for size, rate, _, _ in curve.points]
+    return parts
+
+
+def _end_labels(labels: list[tuple[float, str, str, str]], x: float, top: float, bottom: float) -> list[str]:
+    """Line-end labels with their marks, pushed apart to 14 units and kept inside the plot."""
+    parts: list[str] = []
+    placed = top - 14.0
+    n_left = len(labels)
+    for y, label, colour, mark in sorted(labels):
+        at = max(placed + 14.0, min(y, bottom - 14.0 * (n_left - 1)))
+        parts.append(_shape(mark, x + 2, at, 3.2, colour))
+        parts.append(_text(x + 11, at + 4, label, size=10.5, colour=colour))
+        placed, n_left = at, n_left - 1
+    return parts
+
+
+def _effect_key(x: float, y: float) -> str:
+    return "".join([
+        _rect(x, y - 6, 14, 7, _ACCENT),
+        _text(x + 19, y + 1, "exact ablation (red: negative)", size=10, colour=_SOFT),
+        f'<rect x="{x + 178:.1f}" y="{y - 5:.1f}" width="14" height="5" fill="none" {_stroke(_SOFT)} stroke-width="0.8"/>',
+        _text(x + 197, y + 1, "estimate", size=10, colour=_SOFT),
+        _shape("diamond", x + 256, y - 2.5, 4, _INK),
+        _text(x + 265, y + 1, "exact move to the contrast", size=10, colour=_SOFT),
+    ])  # fmt: skip
+
+
+def _box(x: object, value: float, y: float, height: float, fill: str | None) -> str:
+    assert callable(x)
+    start, end = sorted((x(0.0), x(value)))
+    if fill is not None:
+        return _rect(start, y, end - start, height, fill)
+    return (
+        f'<rect x="{start:.1f}" y="{y:.1f}" width="{end - start:.1f}" height="{height:.1f}" fill="none" '
+        f'{_stroke(_SOFT)} stroke-width="0.8"/>'
+    )
+
+
+def _rect(x: float, y: float, width: float, height: float, fill: str) -> str:
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" {_fill(fill)}/>'
+
+
+def _shape(kind: str, x: float, y: float, r: float, colour: str) -> str:
+    if kind == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" {_fill(colour)}/>'
+    if kind == "hollow":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" fill="none" {_stroke(colour)} stroke-width="1.2"/>'
+    if kind == "cross":
+        return _line(x - r, y - r, x + r, y + r, colour, 1.3) + _line(x - r, y + r, x + r, y - r, colour, 1.3)
+    corners = {
+        "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+        "diamond": ((0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)),
+        "triangle": ((0, -1.15), (1.1, 0.9), (-1.1, 0.9)),
+    }[kind]
+    points = " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in corners)
+    return f'<polygon points="{points}" {_fill(colour)}/>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float, dash: str = "") -> str:
+    extra = f' stroke-dasharray="{dash}"' if dash else ""
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {_stroke(colour)} '
+        f'stroke-width="{width}"{extra}/>'
+    )
+
+
+def _text(x: float, y: float, words: str, *, anchor: str = "start", size: float, colour: str = _INK) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" {_FONT} {_fill(colour)}>'
+        f"{escape(words)}</text>"
+    )
+
+
+def _fill(colour: str) -> str:
+    return f'fill="{colour}" class="{_CLASS[colour]}-f"'
+
+
+def _stroke(colour: str) -> str:
+    return f'stroke="{colour}" class="{_CLASS[colour]}-s"'
+
+
+def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> Markup:
+    body = "".join(parts)
+    return Markup(
+        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width:.0f} {height:.0f}" '
+        f'width="{width:.0f}" height="{height:.0f}"><title>{escape(title)}</title>{body}</svg>'
+    )

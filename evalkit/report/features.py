@@ -1,0 +1,60 @@
+"""Features in words: the tokens they promote, the contexts in which they fire. No label is invented."""
+
+from __future__ import annotations
+
+from evalkit.records import Feature, FeatureContext
+from evalkit.report import text
+from evalkit.report.nouns import FeatureCard, Inputs, Shaded
+
+N_CARDS = 16
+N_CONTEXTS = 3
+N_TOKENS = 8
+_WINDOW = 28
+
+
+def feature_id(hook: str, feature: int) -> str:
+    """`L16 #4021` for feature 4021 of the SAE at `layers.16`."""
+    place = text.printable(hook)
+    return f"L{place.removeprefix('layers.')}{text.NBSP}#{feature}" if place.startswith("layers.") else f"{place} #{feature}"
+
+
+def feature_cards(inputs: Inputs, wanted: list[tuple[str, int]]) -> tuple[tuple[FeatureCard, ...], str]:
+    """Cards of the first wanted features on which there is evidence, and a note on the rest."""
+    known = {(f.hook, f.feature): f for f in inputs.results.features}
+    found = [known[key] for key in wanted if key in known]
+    note = f"{text.count(min(len(found), N_CARDS))} of the {text.count(len(wanted))} features named above are shown"
+    missing = len(wanted) - len(found)
+    note += f"; for {text.count(missing)} no evidence was collected" if missing else ""
+    return tuple(_card(feature) for feature in found[:N_CARDS]), note + ". The rest stands in results.json."
+
+
+def _card(feature: Feature) -> FeatureCard:
+    density = text.percent(feature.density, 2)
+    if feature.density is not None:
+        density = f"fires on {density} of tokens ({text.stated(feature.density_source)})"
+    label = "no label"
+    if feature.label:
+        label = f"label “{text.printable(feature.label)}”, source: {text.stated(feature.label_source)}"
+    ranked = sorted(feature.top_contexts, key=lambda c: -max(c.activations, default=0.0))
+    return FeatureCard(
+        id=feature_id(feature.hook, feature.feature),
+        density=density,
+        label=label,
+        promoted=tuple(text.token(t)[:24] for t in feature.promoted_tokens[:N_TOKENS]),
+        suppressed=tuple(text.token(t)[:24] for t in feature.suppressed_tokens[:N_TOKENS]),
+        contexts=tuple(_context(context) for context in ranked[:N_CONTEXTS]),
+    )
+
+
+def _context(context: FeatureContext) -> tuple[str, tuple[Shaded, ...], str]:
+    top = max(context.activations, default=0.0)
+    peak = context.activations.index(top) if context.activations else 0
+    start = max(0, min(peak - 2 * _WINDOW // 3, len(context.tokens) - _WINDOW))
+    pairs = list(zip(context.tokens, context.activations, strict=False))[start : start + _WINDOW]
+    shaded = [Shaded(_running(token), round(9 * max(0.0, value) / top) if top > 0 else 0) for token, value in pairs]
+    return text.printable(context.source), tuple(shaded), text.number(top, 2)
+
+
+def _running(token: str) -> str:
+    """A token inside running text: spaces stay spaces, line ends are shown."""
+    return text.printable(token).replace("\n", "⏎").replace("\t", " ")

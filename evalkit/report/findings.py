@@ -1,0 +1,157 @@
+"""Section 6: what came out, the worst failures, and five samples that nobody chose."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from evalkit.records import FailureModeResult, SampleResult
+from evalkit.report import judging, text
+from evalkit.report.methods import seeded_hash
+from evalkit.report.nouns import Column, Findings, Inputs, ModeResults, SampleCard, Table
+
+N_WORST = 5
+N_RANDOM = 5
+N_KNOWLEDGE = 10
+
+
+def findings(inputs: Inputs) -> Findings:
+    """Section 6."""
+    chosen = random_samples(inputs)
+    counted = sum(s.counted for s in inputs.results.samples)
+    note = (
+        f"The {len(chosen)} counted samples (of {text.count(counted)}, passes and failures alike) with the smallest "
+        f"SHA-256 of “{inputs.results.run.seed}:” followed by the sample's id. Anybody can recompute the choice."
+    )
+    return Findings(
+        flow=_flow(inputs),
+        modes=tuple(_mode(inputs, mode) for mode in inputs.results.failure_modes),
+        random=tuple(card(sample) for sample in chosen),
+        random_note=note if chosen else "No sample counts, so none can be drawn.",
+    )
+
+
+def random_samples(inputs: Inputs) -> list[SampleResult]:
+    """Five counted samples, drawn by a hash of the run's seed and the sample's id."""
+    seed = inputs.results.run.seed
+    counted = [sample for sample in inputs.results.samples if sample.counted]
+    return sorted(counted, key=lambda sample: seeded_hash(seed, sample.id))[:N_RANDOM]
+
+
+def worst_failures(inputs: Inputs, mode: str) -> list[SampleResult]:
+    """Counted failures of a mode, the largest margin first; ties break by id."""
+    failed = [s for s in inputs.results.samples if s.failure_mode == mode and s.counted and s.outcome == "fail"]
+    return sorted(failed, key=lambda s: (-(s.margin_nats if s.margin_nats is not None else float("-inf")), s.id))
+
+
+def card(sample: SampleResult) -> SampleCard:
+    """A sample with its prompt, its response and where it stands."""
+    parts = [("Prompt", text.clipped(sample.prompt, 1100))] if sample.prompt else []
+    if sample.safe is not None and sample.fail is not None:
+        parts += [("Safe answer", text.clipped(sample.safe, 300)), ("Failing answer", text.clipped(sample.fail, 300))]
+    response = text.clipped(sample.response, 1100) if sample.response is not None else "no response recorded"
+    parts.append(("Response", response or "∅ (empty)"))
+    margin = f"margin {text.nats(sample.margin_nats)} nats" if sample.margin_nats is not None else "margin not measured"
+    meta = [text.printable(sample.probe), sample.context, margin]
+    meta += [f"group {text.printable(sample.group)}"] if sample.group else []
+    meta += ["held out"] if sample.held_out else []
+    remarks = [text.clipped(words, 300) for words in (sample.reason, sample.not_counted) if words]
+    return SampleCard(
+        text.printable(sample.id), judging.outcome_seal(sample.outcome), " · ".join(meta), tuple(parts), "; ".join(remarks)
+    )
+
+
+def fate(sample: SampleResult) -> str:
+    """Where a sample ends in the flow: control, invalid, unscored, counted, or why else it is not."""
+    if sample.control:
+        return "control"
+    if sample.validity != "valid":
+        return "invalid"
+    if sample.outcome == "unscored":
+        return "unscored"
+    return "counted" if sample.counted else "knowledge"
+
+
+def _flow(inputs: Inputs) -> Table:
+    rows = []
+    planned = Counter((s.failure_mode, s.context) for s in inputs.plan.samples) if inputs.plan else None
+    for mode in inputs.results.failure_modes:
+        for context in [part.context for part in mode.by_context]:
+            samples = [s for s in inputs.results.samples if s.failure_mode == mode.id and s.context == context]
+            fates = Counter(fate(s) for s in samples)
+            n_planned = text.count(planned[mode.id, context]) if planned is not None else "–"
+            n_failed = sum(s.counted and s.outcome == "fail" for s in samples)
+            cells = [text.count(fates[name]) for name in ("control", "invalid", "unscored", "knowledge", "counted")]
+            rows.append((text.printable(mode.id), context, n_planned, text.count(len(samples)), *cells, text.count(n_failed)))
+    heads = ("Planned", "Run", "Controls", "Invalid", "Unscored", "Not known", "Counted", "Failed")
+    columns = (Column("Failure mode"), Column("Context"), *(Column(head, "num") for head in heads))
+    note = (
+        "Run = controls and twins + invalid + unscored + not known + counted. "
+        "Not known: errors of knowledge and other samples that the counting rule sets aside; the reason stands with each."
+    )
+    return Table("From planned samples to counted ones", columns, tuple(rows), note)
+
+
+def _mode(inputs: Inputs, mode: FailureModeResult) -> ModeResults:
+    worst = worst_failures(inputs, mode.id)
+    shown = worst[:N_WORST]
+    note = f"The {len(shown)} counted failures with the largest margin, of {len(worst)} over all contexts."
+    words = text.rate_text(mode.n_failed, mode.n, mode.ci_low, mode.ci_high, mode.ci_method)
+    sentence = f"Failure rate in the first context: {words}."
+    if mode.n_unscored or mode.n_invalid:
+        sentence += f" {text.count(mode.n_unscored)} unscored and {text.count(mode.n_invalid)} invalid samples are not in n."
+    return ModeResults(
+        id=text.printable(mode.id),
+        sentence=sentence,
+        slices=_slices(mode),
+        worst=tuple(card(sample) for sample in shown),
+        worst_note=note if shown else "No counted sample failed.",
+        knowledge=_knowledge(inputs, mode),
+    )
+
+
+def _slices(mode: FailureModeResult) -> Table:
+    rows = []
+    for part in mode.by_context:
+        rows.append(_slice(f"context {part.context}", part.n_failed, part.n, part.ci_low, part.ci_high, mode.ci_method,
+                           text.count(part.n_unscored), text.count(part.n_invalid)))  # fmt: skip
+    for name, part in (("given knowledge (the twin passed)", mode.given_knowledge), ("clustered by group", mode.clustered)):
+        if part is not None:
+            rows.append(_slice(name, part.n_failed, part.n, part.ci_low, part.ci_high, part.ci_method, "–", "–"))
+    columns = (
+        Column("Slice"), Column("Failed / n", "num"), Column("Rate", "num"), Column("95 % interval", "num"),
+        Column("Method"), Column("Unscored", "num"), Column("Invalid", "num"),
+    )  # fmt: skip
+    return Table(f"{text.printable(mode.id)}: rate by slice", columns, tuple(rows))
+
+
+def _slice(
+    name: str, failed: int, n: int, low: float | None, high: float | None, method: str, unscored: str, invalid: str
+) -> tuple[str, ...]:
+    rate = text.percent(failed / n) if n else "–"
+    spread = text.interval(low, high) if n else "–"
+    if n and failed == 0 and high is not None:
+        spread = f"at most {text.percent(high)}"
+    return (name, text.fraction(failed, n), rate, spread, text.method_name(method), unscored, invalid)
+
+
+def _knowledge(inputs: Inputs, mode: FailureModeResult) -> Table | None:
+    aside = [s for s in inputs.results.samples if s.failure_mode == mode.id and fate(s) == "knowledge"]
+    if not aside:
+        return None
+    rows = tuple(
+        (
+            text.printable(s.id),
+            s.context,
+            text.nats(s.margin_nats),
+            text.clipped(s.response or "–", 90),
+            text.clipped(s.not_counted or "reason not stated", 160),
+        )
+        for s in sorted(aside, key=lambda s: s.id)[:N_KNOWLEDGE]
+    )
+    columns = (
+        Column("Sample"), Column("Context"), Column("Margin, nats", "num"), Column("Response", "text", "w25"),
+        Column("Why it is not counted", "text", "w35"),
+    )  # fmt: skip
+    more = len(aside) - len(rows)
+    note = f"{text.count(more)} more in results.json." if more else ""
+    return Table(f"{text.printable(mode.id)}: failures set aside (errors of knowledge)", columns, rows, note)

@@ -1,0 +1,102 @@
+"""The view model laid out as one self-contained HTML file: no script, no outside resource.
+
+Every text is escaped on output. Model output stands only in element bodies, never in an attribute or a style;
+a content security policy forbids the page to load anything but its own embedded fonts.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import FileSystemLoader, StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import Markup
+
+from evalkit.report.nouns import ReportView
+
+_HERE = Path(__file__).parent
+FONTS_DIR = _HERE / "fonts"
+
+
+class FontFace(NamedTuple):
+    """One vendored font file and the CSS that names it."""
+
+    file: str
+    family: str
+    weight: int
+    style: str
+
+
+FONTS = (
+    FontFace("serif-regular.woff2", "Evalkit Serif", 400, "normal"),
+    FontFace("serif-italic.woff2", "Evalkit Serif", 400, "italic"),
+    FontFace("serif-semibold.woff2", "Evalkit Serif", 600, "normal"),
+    FontFace("sans-regular.woff2", "Evalkit Sans", 400, "normal"),
+    FontFace("sans-semibold.woff2", "Evalkit Sans", 600, "normal"),
+    FontFace("mono-regular.woff2", "Evalkit Mono", 400, "normal"),
+    FontFace("symbols-regular.woff2", "Evalkit Symbols", 400, "normal"),
+)
+
+
+class Entry(NamedTuple):
+    """One line of the table of contents."""
+
+    anchor: str
+    number: str
+    title: str
+    parts: tuple[tuple[str, str], ...]
+
+
+def render_html(view: ReportView) -> str:
+    """The report as one HTML text, for the screen (light and dark) and for print."""
+    template = _environment().get_template("report.html.j2")
+    style = Markup((_HERE / "templates" / "style.css").read_text(encoding="utf-8"))
+    fonts = Markup(font_css(lambda face: f"data:font/woff2;base64,{_encoded(face.file)}"))
+    return template.render(v=view, style=style, screen_fonts=fonts, contents=_contents(view))
+
+
+def font_css(url: object) -> str:
+    """The `@font-face` rules of the vendored fonts; `url` names the address of each."""
+    assert callable(url)
+    return "\n".join(
+        f'@font-face {{ font-family: "{f.family}"; font-weight: {f.weight}; font-style: {f.style}; '
+        f'src: url("{url(f)}") format("woff2"); }}'
+        for f in FONTS
+    )
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _encoded(name: str) -> str:
+    return base64.b64encode((FONTS_DIR / name).read_bytes()).decode("ascii")
+
+
+def _contents(view: ReportView) -> tuple[Entry, ...]:
+    modes = tuple((f"s6-m{i}", mode.id) for i, mode in enumerate(view.results.modes, 1))
+    saes = tuple((f"s7-sae{i}", f"SAE {sae.id}") for i, sae in enumerate(view.causes.saes, 1))
+    causes = tuple((f"s7-m{i}", f"Attribution of {mode.id}") for i, mode in enumerate(view.causes.modes, 1))
+    features = (("s7-features", "Features, by their evidence"),) if view.causes.features else ()
+    return (
+        Entry("s1", "1", "Summary", ()),
+        Entry("s2", "2", "Object of the audit", ()),
+        Entry("s3", "3", "Scope and threat model", ()),
+        Entry("s4", "4", "Method", ()),
+        Entry("s5", "5", "Environment", ()),
+        Entry("s6", "6", "Results", (*modes[:12], ("s6-random", "Samples that nobody chose"))),
+        Entry("s7", "7", "Attribution", (*saes[:6], *causes[:12], *features)),
+        Entry("s8", "8", "Interpretation and limits", ()),
+        Entry("s9", "9", "Mitigation and monitoring", ()),
+        Entry("a3", "A3", "How to verify", ()),
+        Entry("a4", "A4", "Glossary and formulas", ()),
+        Entry("a5", "A5", "Attachments", ()),
+    )

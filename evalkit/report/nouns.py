@@ -1,0 +1,245 @@
+"""The view model: what the report prints, as ready strings, section by section.
+
+Nothing here computes; `view.build_view` fills it and the templates lay it out. All texts are printable
+(see `text.printable`) and not yet escaped.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from markupsafe import Markup
+
+from evalkit.records import GateReport, Manifest, Plan, Results
+
+
+class Inputs(NamedTuple):
+    """What a report is drawn from; only the results are always there."""
+
+    results: Results
+    plan: Plan | None
+    manifest: Manifest | None
+    gate: GateReport | None
+    results_sha256: str
+
+
+class Column(NamedTuple):
+    """A table column: `num` is set right-aligned with tabular figures, `code` in the mono face."""
+
+    head: str
+    kind: Literal["text", "num", "code"] = "text"
+    width: str = ""
+    """`w10` … `w60`: a share of the table's width, or empty for what the content needs."""
+
+
+class Table(NamedTuple):
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    """Printed below the table: what was cut, how to read it."""
+
+
+class Figure(NamedTuple):
+    caption: str
+    svg: Markup
+
+
+class Fact(NamedTuple):
+    name: str
+    value: str
+    kind: Literal["text", "code", "missing"] = "text"
+
+
+class Seal(NamedTuple):
+    """A verdict by shape and word, so that colour is never the only sign."""
+
+    shape: str
+    word: str
+    style: Literal["pass", "fail", "open", "none"]
+
+
+class Signatory(NamedTuple):
+    role: str
+    name: str
+    date: str
+
+
+class Cover(NamedTuple):
+    title: str
+    suite: str
+    facts: tuple[Fact, ...]
+    overall: Seal
+    overall_note: str
+    gates: tuple[tuple[Seal, str, str], ...]
+    """Seal, gate id, what it says."""
+    warnings: tuple[str, ...]
+    results_sha256: str
+    verify_command: str
+    signatories: tuple[Signatory, ...]
+
+
+class SummaryRow(NamedTuple):
+    gate: str
+    metric: str
+    n: str
+    estimate: str
+    interval: str
+    threshold: str
+    seal: Seal
+    sentence: str
+    grade: str
+
+
+class Summary(NamedTuple):
+    lead: tuple[str, ...]
+    rows: tuple[SummaryRow, ...]
+    forest: Figure | None
+    not_shown: tuple[str, ...]
+    notes: tuple[str, ...]
+    knowledge: tuple[str, ...]
+
+
+class ProbeMethod(NamedTuple):
+    id: str
+    failure_mode: str
+    construct: str
+    facts: tuple[Fact, ...]
+    template: str
+    example_id: str
+    example: tuple[tuple[str, str], ...]
+    """Role and text of each part of an example item."""
+
+
+class SampleCard(NamedTuple):
+    id: str
+    seal: Seal
+    meta: str
+    parts: tuple[tuple[str, str], ...]
+    """Name and text: prompt, response, the two answers."""
+    note: str
+
+
+class ModeResults(NamedTuple):
+    id: str
+    sentence: str
+    slices: Table
+    worst: tuple[SampleCard, ...]
+    worst_note: str
+    knowledge: Table | None
+
+
+class NodeReport(NamedTuple):
+    """One failure, attributed."""
+
+    sample: str
+    lead: str
+    shares: Figure | None
+    bars: Figure | None
+    nodes: Table
+
+
+class CircuitReport(NamedTuple):
+    id: str
+    sentence: str
+    facts: tuple[Fact, ...]
+    nodes: Table
+    edges: Table | None
+    controls: Table | None
+    notes: tuple[str, ...]
+
+
+class ModeCauses(NamedTuple):
+    id: str
+    lead: tuple[str, ...]
+    coverage: Table
+    curve: Figure | None
+    curve_table: Table | None
+    curve_words: str
+    curve_beaten: bool
+    circuits: tuple[CircuitReport, ...]
+    failures: tuple[NodeReport, ...]
+
+
+class SaeReport(NamedTuple):
+    id: str
+    facts: tuple[Fact, ...]
+    quality: Table | None
+    words: str
+    beaten: bool
+    corpus: Table | None
+    notes: tuple[str, ...]
+
+
+class Shaded(NamedTuple):
+    """A token and its activation in tenths of the strongest in its context."""
+
+    token: str
+    level: int
+
+
+class FeatureCard(NamedTuple):
+    id: str
+    density: str
+    label: str
+    promoted: tuple[str, ...]
+    suppressed: tuple[str, ...]
+    contexts: tuple[tuple[str, tuple[Shaded, ...], str], ...]
+    """Source, tokens, strongest activation."""
+
+
+class Definition(NamedTuple):
+    term: str
+    meaning: str
+
+
+class Findings(NamedTuple):
+    """Section 6."""
+
+    flow: Table
+    modes: tuple[ModeResults, ...]
+    random: tuple[SampleCard, ...]
+    random_note: str
+
+
+class Causes(NamedTuple):
+    """Section 7."""
+
+    lead: str
+    saes: tuple[SaeReport, ...]
+    modes: tuple[ModeCauses, ...]
+    features: tuple[FeatureCard, ...]
+    features_note: str
+
+
+class ReportView(NamedTuple):
+    """Everything that the report prints."""
+
+    language: str
+    running_title: str
+    created: str
+    """ISO 8601 date and time of the run; the report's own fixed date."""
+    cover: Cover
+    control: tuple[Fact, ...]
+    summary: Summary
+    object_facts: tuple[Fact, ...]
+    object_files: Table
+    object_note: str
+    scope_facts: tuple[Fact, ...]
+    scope_measured: Table
+    scope_unmeasured: tuple[str, ...]
+    plan_facts: tuple[Fact, ...]
+    method_notes: tuple[Definition, ...]
+    probes: tuple[ProbeMethod, ...]
+    scorers: Table
+    environment: tuple[Fact, ...]
+    packages: Table | None
+    results: Findings
+    causes: Causes
+    claims: Table
+    limits: tuple[str, ...]
+    mitigation: tuple[Fact, ...]
+    verify_steps: tuple[Definition, ...]
+    glossary: tuple[Definition, ...]
+    formulas: tuple[Definition, ...]
+    attachments: Table

@@ -1,0 +1,62 @@
+"""A run directory → report.html and report.pdf."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from evalkit.errors import RunError
+from evalkit.records import GateReport, Manifest, Plan, Record, Results
+from evalkit.report.html import render_html
+from evalkit.report.pdf import render_pdf
+from evalkit.report.view import build_view
+
+_R = TypeVar("_R", bound=Record)
+
+
+def write_report(run_dir: Path) -> None:
+    """Draw report.html and report.pdf from results.json (and plan, manifest and gate if they are there).
+
+    Raises:
+        RunError: results.json is missing, a file is not what it should be, or a report cannot be written.
+    """
+    path = run_dir / "results.json"
+    if not path.is_file():
+        raise RunError(f"{path}: not found; a report is drawn from results.json, which `evalkit audit` writes")
+    raw = path.read_bytes()
+    view = build_view(
+        _parsed(path, raw, Results),
+        _optional(run_dir / "plan.json", Plan),
+        _optional(run_dir / "manifest.json", Manifest),
+        _optional(run_dir / "gate.json", GateReport),
+        results_sha256=hashlib.sha256(raw).hexdigest(),
+    )
+    html = render_html(view)
+    _write(run_dir / "report.html", html.encode("utf-8"))
+    render_pdf(html, run_dir / "report.pdf", results_json=raw)
+
+
+def _optional(path: Path, record: type[_R]) -> _R | None:
+    return _parsed(path, path.read_bytes(), record) if path.is_file() else None
+
+
+def _parsed(path: Path, raw: bytes, record: type[_R]) -> _R:
+    try:
+        return record.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise RunError(f"{path}: {place}: {first['msg']}; the file is damaged or of another version: run it again") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error

@@ -1,0 +1,64 @@
+"""A run as the report prints it: results (and plan, manifest, gate where they are there) → `ReportView`."""
+
+from __future__ import annotations
+
+import hashlib
+
+from evalkit.records import GateReport, Manifest, Plan, Results, json_text
+from evalkit.report import closing, front, methods, text
+from evalkit.report.causes import causes
+from evalkit.report.findings import findings
+from evalkit.report.nouns import Inputs, ReportView
+
+__all__ = ["ReportView", "build_view"]
+
+
+def build_view(
+    results: Results,
+    plan: Plan | None = None,
+    manifest: Manifest | None = None,
+    gate: GateReport | None = None,
+    *,
+    results_sha256: str | None = None,
+) -> ReportView:
+    """Every sentence, figure and number of the report, formatted.
+
+    Args:
+        results: what is printed.
+        plan: adds methods, items and thresholds; without it they print NOT STATED.
+        manifest: adds the environment if the results lack it.
+        gate: verdicts; without it those stored in the results.
+        results_sha256: digest of results.json as it lies on disk; default: of `json_text(results)`.
+    """
+    sha256 = results_sha256 or hashlib.sha256(json_text(results).encode()).hexdigest()
+    inputs = Inputs(results, plan, manifest, gate, sha256)
+    cover = front.cover(inputs)
+    return ReportView(
+        language="en",
+        running_title=f"{cover.title} · {text.printable(results.model.ref)}",
+        created=text.printable(results.run.finished or results.run.started),
+        cover=cover,
+        control=front.control_page(inputs),
+        summary=front.summary(inputs),
+        object_facts=front.object_facts(inputs),
+        object_files=front.object_files(inputs),
+        object_note="Release and tested version: this report speaks of the files below and of no other release.",
+        scope_facts=front.scope_facts(inputs),
+        scope_measured=front.scope_measured(inputs),
+        scope_unmeasured=front.scope_unmeasured(inputs),
+        plan_facts=front.plan_facts(inputs),
+        method_notes=methods.NOTES,
+        probes=methods.probes(inputs),
+        scorers=methods.scorers(inputs),
+        environment=methods.environment(inputs),
+        packages=methods.packages(inputs),
+        results=findings(inputs),
+        causes=causes(inputs),
+        claims=closing.claims(inputs),
+        limits=closing.limits(inputs),
+        mitigation=closing.mitigation(),
+        verify_steps=closing.verify_steps(inputs),
+        glossary=closing.GLOSSARY,
+        formulas=closing.FORMULAS,
+        attachments=closing.attachments(inputs),
+    )
