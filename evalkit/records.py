@@ -381,6 +381,8 @@ class Manifest(Record):
     model: ModelRecord
     saes: tuple[SaeRecord, ...]
     environment: Environment
+    options: dict[str, JsonValue] = {}
+    """Options of the command, so that a later step can be taken the same way."""
 
 
 # ---------------------------------------------------------------------------- what a run writes down
@@ -505,6 +507,8 @@ class AttributionRecord(Record):
     margin_nats: float | None = None
     """Margin of the failing response against its pair, before any intervention."""
     attribution: Attribution
+    n_interventions: Count = 0
+    """Lines of interventions.jsonl when this was written; a resumed run keeps so many."""
     previous: Sha256
 
 
@@ -545,6 +549,8 @@ class RunRecord(Record):
     plan_sha256: Sha256 | None = None
     wall_time_s: float | None = None
     n_earlier_runs: int | None = None
+    heads: dict[str, Sha256] = {}
+    """File → digest of its last line when the results were written; a later change to it shows."""
 
 
 class SuiteRecord(Record):
