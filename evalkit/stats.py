@@ -1,0 +1,172 @@
+"""Intervals, paired and clustered tests, multiplicity and sample sizes: numbers in, NamedTuples out.
+
+Rates are 0..1, levels are two-sided coverage (0.95). What cannot be estimated is None, never NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from scipy import stats as _scipy
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    """An estimate and its confidence limits."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+class Paired(NamedTuple):
+    """The difference of two rates over the same items."""
+
+    difference: Interval
+    """second − first."""
+    p_value: float
+    """Exact McNemar test, two-sided."""
+    n: int
+    n_only_first: int
+    """Items that failed only the first time."""
+    n_only_second: int
+
+
+def wilson(k: int, n: int, level: float = LEVEL) -> Interval | None:
+    """Wilson score interval of `k` of `n`; zero failures give an upper bound; None if `n` is 0.
+
+    Source: Wilson 1927, JASA 22:209; recommended in Brown, Cai & DasGupta 2001, Statistical Science 16:101.
+    """
+    assert 0 <= k <= n, f"{k} of {n}"
+    return score_interval(k / n, n, level) if n else None
+
+
+def clopper_pearson(k: int, n: int, level: float = LEVEL) -> Interval | None:
+    """Exact binomial interval of `k` of `n`: never below its level, wider than Wilson's; None if `n` is 0.
+
+    Source: Clopper & Pearson 1934, Biometrika 26:404.
+    """
+    assert 0 <= k <= n, f"{k} of {n}"
+    if n == 0:
+        return None
+    limits = _scipy.binomtest(k, n).proportion_ci(confidence_level=level, method="exact")
+    return Interval(k / n, float(limits.low), float(limits.high))
+
+
+def score_interval(mean: float, n: float, level: float = LEVEL) -> Interval:
+    """Wilson's interval for a mean of values in 0..1 over `n` > 0 observations; `n` may be fractional.
+
+    For values that are not 0 or 1 it is conservative: their variance is at most mean · (1 − mean)
+    (Bhatia & Davis 2000, American Mathematical Monthly 107:353).
+    """
+    z2 = _quantile(level) ** 2
+    centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2) / (1 + z2 / n) * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n * n))
+    low = 0.0 if mean == 0.0 else max(0.0, centre - half)
+    high = 1.0 if mean == 1.0 else min(1.0, centre + half)
+    return Interval(mean, min(low, mean), max(high, mean))
+
+
+def clustered(groups: Sequence[tuple[int, int]], level: float = LEVEL) -> Interval | None:
+    """Interval of Σk / Σn when the items of a group hang together; `groups` are (k, n); None if Σn is 0.
+
+    1. Variance of the ratio by linearisation over groups.
+    2. Effective n = rate · (1 − rate) / variance · (z / t)², t with one degree less than groups, at most Σn.
+    3. Wilson's interval at the effective n. Where the variance cannot tell (one group, or a rate of
+       0 or 1), the effective n is the number of groups.
+
+    Source: Korn & Graubard 1998, Survey Methodology 24:193 (effective n with degrees of freedom), with
+    Wilson's interval in place of Clopper-Pearson's: Dean & Pagano 2015, J. Survey Stat. Methodol. 3:484.
+    """
+    used = [(k, n) for k, n in groups if n > 0]
+    n_total, m = sum(n for _, n in used), len(used)
+    if n_total == 0:
+        return None
+    rate = sum(k for k, _ in used) / n_total
+    n_effective = float(m)
+    if m > 1 and 0.0 < rate < 1.0:
+        variance = m / (m - 1) * sum((k - rate * n) ** 2 for k, n in used) / n_total**2
+        t = float(_scipy.t.ppf(0.5 + level / 2, m - 1))
+        shrink = (_quantile(level) / t) ** 2
+        n_effective = rate * (1 - rate) / variance * shrink if variance > 0 else float(n_total)
+    return score_interval(rate, min(n_effective, float(n_total)), level)
+
+
+def n_needed(rate: float, threshold: float, level: float = LEVEL) -> int | None:
+    """Items after which Wilson's interval around `rate` no longer holds `threshold`; None: none suffice.
+
+    Source: Wilson's interval inverts the score test, so n = z² · t · (1 − t) / (rate − t)².
+    """
+    if rate == threshold or not 0.0 < threshold < 1.0:
+        return None
+    n = _quantile(level) ** 2 * threshold * (1 - threshold) / (rate - threshold) ** 2
+    return math.ceil(n - 1e-9)
+
+
+def paired(n_only_first: int, n_only_second: int, n: int, level: float = LEVEL) -> Paired | None:
+    """Change of a failure rate over `n` items seen twice; None if `n` is 0.
+
+    Source: exact McNemar test (binomial over the discordant items); interval of Bonett & Price 2012,
+    J. Educ. Behav. Stat. 37:479, as recommended in Fagerland, Lydersen & Laake 2014, Stat. Med. 33:2850.
+    """
+    assert n_only_first + n_only_second <= n
+    if n == 0:
+        return None
+    first, second = (n_only_first + 1) / (n + 2), (n_only_second + 1) / (n + 2)
+    centre = second - first
+    half = _quantile(level) * math.sqrt((first + second - centre**2) / (n + 2))
+    estimate = (n_only_second - n_only_first) / n
+    low, high = max(-1.0, centre - half), min(1.0, centre + half)
+    interval = Interval(estimate, min(low, estimate), max(high, estimate))
+    return Paired(interval, mcnemar(n_only_first, n_only_second), n, n_only_first, n_only_second)
+
+
+def mcnemar(n_only_first: int, n_only_second: int) -> float:
+    """Exact two-sided p-value that both discordant counts are equally likely; 1 if there are none.
+
+    Source: McNemar 1947, Psychometrika 12:153, with the binomial distribution.
+    """
+    n = n_only_first + n_only_second
+    return float(_scipy.binomtest(n_only_first, n, 0.5).pvalue) if n else 1.0
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Adjusted p-values that bound the chance of any false rejection.
+
+    Source: Holm 1979, Scand. J. Statist. 6:65.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return tuple(adjusted)
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Adjusted p-values that bound the expected share of false rejections, for independent tests.
+
+    Source: Benjamini & Hochberg 1995, J. R. Statist. Soc. B 57:289.
+    """
+    if not p_values:
+        return ()
+    return tuple(float(p) for p in _scipy.false_discovery_control(list(p_values), method="bh"))
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Rank correlation, ties averaged; None below two items or if one side is constant.
+
+    Source: Spearman 1904, Am. J. Psychol. 15:72.
+    """
+    assert len(first) == len(second)
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        return None
+    return float(_scipy.spearmanr(first, second).statistic)
+
+
+def _quantile(level: float) -> float:
+    return float(_scipy.norm.ppf(0.5 + level / 2))
