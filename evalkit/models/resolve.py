@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from evalkit.digests import digest_file
 from evalkit.errors import ModelError, did_you_mean
 from evalkit.models import catalogue, gguf, hub
-from evalkit.models.cache import Progress, file_sha256
+from evalkit.models.cache import Progress
 from evalkit.models.catalogue import CatalogueEntry, HubSource, WheelSource
 from evalkit.models.fetch import wheel_member
 from evalkit.models.layout import Layout, read_layout
@@ -162,20 +163,20 @@ def _from_layout(ref: str, layout: Layout, source: str) -> ResolvedModel:
 
 
 def _gguf(ref: str, path: Path, source: str, progress: Progress | None) -> ResolvedModel:
-    sha256 = file_sha256(path)
-    converted = gguf.converted(path, sha256, progress)
+    file = digest_file(path)
+    converted = gguf.converted(path, file.sha256, progress)
     header, template = converted.header, converted.directory / "chat_template.jinja"
     return ResolvedModel(
         directory=converted.directory,
         ref=ref,
-        sha256=sha256,
+        sha256=file.sha256,
         source=source,
         quantisation=header.quantisation,
         licence=header.licence or "NOT STATED",
         revision=None,
         upstream=header.upstream,
         upstream_verified=False,
-        files=(FileDigest(name=path.name, sha256=sha256, size_bytes=path.stat().st_size),),
-        tokenizer_sha256=file_sha256(converted.directory / "tokenizer.json"),
-        chat_template_sha256=file_sha256(template) if template.is_file() else None,
+        files=(file,),
+        tokenizer_sha256=digest_file(converted.directory / "tokenizer.json").sha256,
+        chat_template_sha256=digest_file(template).sha256 if template.is_file() else None,
     )
