@@ -1,0 +1,489 @@
+"""Attribute a batch of failures: estimate, shortlist, certify, switch off, and compare with floors.
+
+For each batch of failures of one probe (a pure function of plan, model and SAEs):
+1. capture streams and gradients of the failures, and the streams of their contrast samples;
+2. tabulate every candidate node at every hook, with the error term and its identity;
+3. shortlist by both estimators and both baselines, and measure the shortlist exactly;
+4. switch off each failure's own best 1, 2, 4 … nodes at once and score the model's answer again;
+5. put every control SAE through 2–4 unchanged: same estimators, same certificate, same count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from evalkit.attribution.capture import Captured, capture, decomposed_positions
+from evalkit.attribution.cases import Case, align
+from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
+from evalkit.attribution.shortlist import Place, Side, Table, shortlist, tabulate
+from evalkit.models.text import Prompt, Run, TextModel
+from evalkit.plugins import Probe
+from evalkit.probes.pairs import margins_of_pairs
+from evalkit.records import (
+    Attribution,
+    AttributionSpec,
+    ControlKind,
+    ErrorNode,
+    InterventionRecord,
+    Node,
+    Outcome,
+)
+from evalkit.saes.coder import Sae
+
+UNCHAINED = "0" * 64
+"""Placeholder digest; the store sets the real one when it appends the record."""
+
+
+class Coders(NamedTuple):
+    """One SAE per hook: those under audit, or a control of the same shapes."""
+
+    kind: ControlKind
+    seed: int | None
+    saes: dict[str, Sae]
+
+
+class Attributed(NamedTuple):
+    """What came of one failure."""
+
+    sample: str
+    margin_nats: float
+    attribution: Attribution
+    interventions: list[InterventionRecord]
+
+
+class Bench(NamedTuple):
+    """A captured batch with everything an intervention needs."""
+
+    model: TextModel
+    probe: Probe
+    cases: Sequence[Case]
+    captured: Captured
+    others: dict[str, int]
+    """Contrast sample → row of `other_run`."""
+    other_run: Run | None
+    other_prompts: Mapping[str, Prompt]
+    decomposed: dict[str, list[list[bool]]]
+    """Hook → per case, per position."""
+    seed: int
+
+    def margin(self, case: int) -> float:
+        return float(self.captured.margins[case])
+
+
+class Certified(NamedTuple):
+    """One candidate of one failure with its exact effects, in nats."""
+
+    table: Table
+    row: int
+    ablation: float
+    contrast: float | None
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """(hook, position, feature): how ties break."""
+        return self.table.hook, int(self.table.position[self.row]), int(self.table.feature[self.row])
+
+
+def attribute_batch(
+    model: TextModel,
+    probe: Probe,
+    cases: Sequence[Case],
+    prompts: Mapping[str, Prompt],
+    audited: Coders,
+    controls: Sequence[Coders],
+    spec: AttributionSpec,
+    sizes: Sequence[int],
+    seed: int,
+) -> list[Attributed]:
+    """Attribute failures of one probe.
+
+    Args:
+        prompts: prompt of every sample that serves as a contrast.
+        audited: the SAEs under audit.
+        controls: SAEs that know nothing, put through the same selection.
+        sizes: numbers of nodes switched off at once.
+        seed: seed of the run, for probes that sample.
+    """
+    bench = _bench(model, probe, cases, prompts, audited.saes, seed)
+    tables = _tabulate_all(bench, audited.saes)
+    certified = _certify_all(bench, audited.saes, tables, spec.confirm, contrast=True)
+    ledger: list[list[InterventionRecord]] = [
+        [r for c in certified[n] for r in _certificates(bench, n, c)] for n in range(len(cases))
+    ]
+    _switch_off(bench, audited, certified, sizes, ledger)
+    _ceilings(bench, certified, ledger)
+    for control in controls:
+        same = _certify_all(bench, control.saes, _tabulate_all(bench, control.saes), spec.confirm, contrast=False)
+        _switch_off(bench, control, same, sizes, ledger)
+    return [
+        Attributed(
+            case.sample.id, bench.margin(n), _attribution(bench, n, tables[n], certified[n], spec), ledger[n]
+        )
+        for n, case in enumerate(cases)
+    ]
+
+
+# ------------------------------------------------------------------------------------------- 1. capture
+
+
+def _bench(
+    model: TextModel,
+    probe: Probe,
+    cases: Sequence[Case],
+    prompts: Mapping[str, Prompt],
+    saes: Mapping[str, Sae],
+    seed: int,
+) -> Bench:
+    hooks = sorted(saes, key=model.layer_of)
+    captured = capture(model, cases, hooks)
+    needed = sorted({i for c in cases for i in c.contrast.samples})
+    other_run = None
+    if needed:
+        with torch.no_grad():
+            other_run = model.read([prompts[i].ids for i in needed], hooks)
+    decomposed = {
+        h: [decomposed_positions(_row(captured.run, h, n), saes[h].card) for n in range(len(cases))] for h in hooks
+    }
+    rows = {i: n for n, i in enumerate(needed)}
+    return Bench(model, probe, cases, captured, rows, other_run, prompts, decomposed, seed)
+
+
+def _row(run: Run, hook: str, row: int) -> Tensor:
+    """The unpadded stream of one row: [pos, d_model]."""
+    return run.streams[hook][row, run.offset(row) :]
+
+
+# ------------------------------------------------------------------------------------------ 2. estimate
+
+
+def _tabulate_all(bench: Bench, saes: Mapping[str, Sae]) -> list[list[Table]]:
+    """Per case, one table per hook."""
+    return [[_tabulate(bench, n, saes[h]) for h in bench.decomposed] for n in range(len(bench.cases))]
+
+
+def _tabulate(bench: Bench, n: int, sae: Sae) -> Table:
+    run, offset = bench.captured.run, bench.captured.run.offset(n)
+    return tabulate(
+        sae,
+        _row(run, sae.hook, n),
+        bench.captured.gradients[sae.hook][n, offset:],
+        bench.captured.gradients_frozen[sae.hook][n, offset:],
+        bench.decomposed[sae.hook][n],
+        [_side(bench, n, other, sae) for other in bench.cases[n].contrast.samples],
+    )
+
+
+def _side(bench: Bench, n: int, other: str, sae: Sae) -> Side:
+    assert bench.other_run is not None
+    stream = _row(bench.other_run, sae.hook, bench.others[other])
+    return Side(stream, _places(bench, n, other), decomposed_positions(stream, sae.card))
+
+
+def _places(bench: Bench, n: int, other: str) -> tuple[int, ...]:
+    case = bench.cases[n]
+    return align(case.prompt, bench.other_prompts[other], case.contrast.kind)
+
+
+# ------------------------------------------------------------------------------------------- 3. certify
+
+
+def _certify_all(
+    bench: Bench, saes: Mapping[str, Sae], tables: Sequence[Sequence[Table]], confirm: int, *, contrast: bool
+) -> list[list[Certified]]:
+    """Exact effects of each case's shortlist: ablation always, contrast where asked for and present."""
+    wanted: list[tuple[int, Place, int]] = []  # (case, candidate, −1 for ablation or contrast sample)
+    changes: list[Change] = []
+    lists = [shortlist(t, confirm) for t in tables]
+    for n, places in enumerate(lists):
+        offset = bench.captured.run.offset(n)
+        for place in places:
+            table, row = tables[n][place.table], place.row
+            targets = {-1: 0.0}
+            if contrast:
+                targets |= {k: float(v) for k, v in enumerate(table.baselines[row])}
+            for k, target in targets.items():
+                if target != table.value[row]:  # else nothing moves and the effect is exactly zero
+                    position = int(table.position[row]) + offset
+                    setting = Setting(table.hook, position, int(table.feature[row]), target)
+                    wanted.append((n, place, k))
+                    changes.append(Change(n, (setting,)))
+    effect = _effects(bench, saes, changes)
+    exact = {w: effect[i] for i, w in enumerate(wanted)}
+    certified = []
+    for n, places in enumerate(lists):
+        row_of = []
+        for place in places:
+            table = tables[n][place.table]
+            moves = [exact.get((n, place, k), 0.0) for k in range(table.baselines.shape[1])]
+            mean = float(np.mean(moves)) if moves and contrast else None
+            row_of.append(Certified(table, place.row, exact.get((n, place, -1), 0.0), mean))
+        certified.append(row_of)
+    return certified
+
+
+def _effects(bench: Bench, saes: Mapping[str, Sae], changes: Sequence[Change]) -> list[float]:
+    """Margin before − margin after of each change, nats: positive was pushing towards failure."""
+    effects = [0.0] * len(changes)
+    for batch, run in rerun_changes(bench.model, bench.captured.run, saes, changes):
+        with torch.no_grad():
+            after = margins_of_pairs(bench.model, run, [bench.cases[changes[i].row].pair for i in batch])
+        for i, margin in zip(batch, after.tolist(), strict=True):
+            effects[i] = bench.margin(changes[i].row) - margin
+    return effects
+
+
+def _certificates(bench: Bench, n: int, c: Certified) -> list[InterventionRecord]:
+    """Ledger lines of one certified node; the outcome is what the margin says, where that decides."""
+    effects: list[tuple[str, float]] = [("ablation", c.ablation)]
+    if c.contrast is not None:
+        effects.append(("contrast", c.contrast))
+    return [
+        InterventionRecord(
+            sample=bench.cases[n].sample.id,
+            circuit=None,
+            purpose="certify",
+            nodes=(node_id(c),),
+            baseline=baseline,  # type: ignore[arg-type]
+            control_kind="none",
+            control_seed=None,
+            selected=True,
+            size=1,
+            margin_before_nats=bench.margin(n),
+            margin_after_nats=bench.margin(n) - effect,
+            outcome_after=_outcome_by_margin(bench, n, bench.margin(n) - effect),
+            flipped=_outcome_by_margin(bench, n, bench.margin(n) - effect) == "pass",
+            previous=UNCHAINED,
+        )
+        for baseline, effect in effects
+    ]
+
+
+def _outcome_by_margin(bench: Bench, n: int, margin: float) -> Outcome | None:
+    """For summed pairs (choice) the margin's sign is the outcome; otherwise it was not decoded: None."""
+    if bench.cases[n].pair.per_token:
+        return None
+    return "fail" if margin > 0 else "pass" if margin < 0 else "unscored"
+
+
+# ---------------------------------------------------------------------------------- 4. switch off, score
+
+
+def node_id(c: Certified) -> str:
+    """Id of a node within its sample: hook, position, feature."""
+    hook, position, feature = c.key
+    return f"{hook}/p{position}/f{feature}"
+
+
+def best_first(certified: Sequence[Certified]) -> list[Certified]:
+    """Nodes that push towards failure when measured, strongest first; ties by (hook, position, feature)."""
+    return sorted((c for c in certified if c.ablation > 0), key=lambda c: (-c.ablation, c.key))
+
+
+def _switch_off(
+    bench: Bench,
+    coders: Coders,
+    certified: Sequence[Sequence[Certified]],
+    sizes: Sequence[int],
+    ledger: list[list[InterventionRecord]],
+) -> None:
+    """Ablate each case's own best nodes together, at every size; record flips and collateral."""
+    jobs = [
+        (n, size, best_first(certified[n])[:size])
+        for n in range(len(bench.cases))
+        for size in sizes
+        if best_first(certified[n])
+    ]
+    changes = [
+        Change(n, tuple(_zero(c, bench.captured.run.offset(n)) for c in nodes)) for n, _, nodes in jobs
+    ]
+    collateral = _collateral(bench, coders.saes, jobs)
+    for batch, run in rerun_changes(bench.model, bench.captured.run, coders.saes, changes):
+        for i, (outcome, margin) in zip(batch, _decide(bench, run, [jobs[i][0] for i in batch]), strict=True):
+            n, size, nodes = jobs[i]
+            ledger[n].append(
+                _necessity(bench, n, coders, [node_id(c) for c in nodes], size, outcome, margin, collateral.get(i))
+            )
+
+
+def _decide(bench: Bench, run: Run, cases: Sequence[int]) -> list[tuple[Outcome, float]]:
+    """Score each row again after decoding again; and its margin."""
+    chosen = [bench.cases[n] for n in cases]
+    scores = bench.probe.rescore(
+        bench.model, run, [c.sample for c in chosen], [c.prompt for c in chosen], bench.seed
+    )
+    with torch.no_grad():
+        margins = margins_of_pairs(bench.model, run, [c.pair for c in chosen]).tolist()
+    return [(s.outcome, m) for s, m in zip(scores, margins, strict=True)]
+
+
+def _zero(c: Certified, offset: int) -> Setting:
+    hook, position, feature = c.key
+    return Setting(hook, position + offset, feature, 0.0)
+
+
+def _collateral(
+    bench: Bench, saes: Mapping[str, Sae], jobs: Sequence[tuple[int, int, list[Certified]]]
+) -> dict[int, float]:
+    """KL(clean ‖ changed) of the next token on the passing twin, nats, for the same features zeroed there."""
+    changes, owners = [], []
+    for i, (n, _, nodes) in enumerate(jobs):
+        contrast = bench.cases[n].contrast
+        if contrast.kind != "twin" or bench.other_run is None:
+            continue
+        row = bench.others[contrast.samples[0]]
+        places = _places(bench, n, contrast.samples[0])
+        offset = bench.other_run.offset(row)
+        settings = {
+            Setting(c.key[0], places[c.key[1]] + offset, c.key[2], 0.0) for c in nodes if places[c.key[1]] >= 0
+        }
+        if settings:
+            changes.append(Change(row, tuple(sorted(settings))))
+            owners.append(i)
+    out: dict[int, float] = {}
+    if bench.other_run is not None:
+        clean = bench.other_run.logits.float().log_softmax(-1)
+        for batch, run in rerun_changes(bench.model, bench.other_run, saes, changes):
+            after = run.logits.float().log_softmax(-1)
+            for r, i in enumerate(batch):
+                before = clean[changes[i].row]
+                out[owners[i]] = float((before.exp() * (before - after[r])).sum().clamp(min=0))
+    return out
+
+
+def _necessity(
+    bench: Bench,
+    n: int,
+    coders: Coders,
+    nodes: Sequence[str],
+    size: int,
+    outcome: Outcome,
+    margin: float,
+    collateral: float | None,
+) -> InterventionRecord:
+    return InterventionRecord(
+        sample=bench.cases[n].sample.id,
+        circuit=None,
+        purpose="necessity",
+        nodes=tuple(nodes),
+        baseline="contrast" if coders.kind == "whole_stream" else "ablation",
+        control_kind=coders.kind,
+        control_seed=coders.seed,
+        selected=True,
+        size=size,
+        margin_before_nats=bench.margin(n),
+        margin_after_nats=margin,
+        outcome_after=outcome,
+        flipped=outcome == "pass",
+        collateral_kl=collateral,
+        previous=UNCHAINED,
+    )
+
+
+def _ceilings(
+    bench: Bench, certified: Sequence[Sequence[Certified]], ledger: list[list[InterventionRecord]]
+) -> None:
+    """Move the whole stream at exactly the circuit's hooks and positions to the contrast baseline."""
+    whole = Coders("whole_stream", None, {})
+    for n, case in enumerate(bench.cases):
+        nodes = best_first(certified[n])
+        if case.contrast.kind not in ("twin", "group") or not nodes or bench.other_run is None:
+            continue
+        run, offset = bench.captured.run, bench.captured.run.offset(n)
+        places = sorted({c.key[:2] for c in nodes})
+        start = min(p for _, p in places) + offset
+        edits = {
+            hook: set_stream(
+                [(0, p + offset, _baseline_stream(bench, n, hook, p)) for h, p in places if h == hook], start
+            )
+            for hook in {h for h, _ in places}
+        }
+        lowest = min(edits, key=bench.model.layer_of)
+        changed = bench.model.rerun(run, [n], lowest, start, edits)
+        [(outcome, margin)] = _decide(bench, changed, [n])
+        names = [f"{h}/p{p}" for h, p in places]
+        ledger[n].append(_necessity(bench, n, whole, names, len(nodes), outcome, margin, None))
+
+
+def _baseline_stream(bench: Bench, n: int, hook: str, position: int) -> Tensor:
+    """The contrast sample's stream at the counterpart; without one, its mean over the user's message."""
+    assert bench.other_run is not None
+    other = bench.cases[n].contrast.samples[0]
+    stream = _row(bench.other_run, hook, bench.others[other])
+    place = _places(bench, n, other)[position]
+    if place >= 0:
+        return stream[place]
+    roles = bench.other_prompts[other].roles
+    inside = [p for p, r in enumerate(roles) if r not in ("other", "final")] or [len(roles) - 1]
+    return stream[inside].mean(0)
+
+
+# ------------------------------------------------------------------------------------------- the record
+
+
+def _attribution(
+    bench: Bench, n: int, tables: Sequence[Table], certified: Sequence[Certified], spec: AttributionSpec
+) -> Attribution:
+    case = bench.cases[n]
+    exact = {c.key: c for c in certified}
+    listed = shortlist(tables, max(spec.max_nodes, spec.confirm))
+    nodes = [_node(case, tables[p.table], p.row, exact) for p in listed]
+    nodes.sort(key=lambda d: (-abs(d.confirmed_nats or 0.0), -abs(d.effect_nats), d.hook, d.position, d.feature))
+    kept = [d for d in nodes if d.confirmed_nats is not None]
+    kept += [d for d in nodes if d.confirmed_nats is None][: max(spec.max_nodes - len(kept), 0)]
+    errors = [
+        ErrorNode(hook=t.hook, position=p, effect_nats=float(e), excluded=p in t.excluded)
+        for t in tables
+        for p, e in enumerate(t.errors)
+    ]
+    feature_total = sum(float(np.abs(t.ablation).sum()) for t in tables)
+    error_total = sum(abs(e.effect_nats) for e in errors)
+    excluded_total = sum(abs(e.effect_nats) for e in errors if e.excluded)
+    total = feature_total + error_total
+    return Attribution(
+        method=spec.method,
+        no_attribution=None,
+        baseline=case.contrast.kind,
+        baseline_samples=case.contrast.samples,
+        nodes=tuple(kept),
+        errors=tuple(errors),
+        error_share=error_total / total if total > 0 else None,
+        excluded_positions=tuple(sorted({p for t in tables for p in t.excluded})),
+        excluded_share=excluded_total / total if total > 0 else None,
+        identity_gap_nats=max(t.identity_gap for t in tables),
+        estimate_rank_correlation=_rank_correlation(kept),
+    )
+
+
+def _node(case: Case, table: Table, row: int, exact: Mapping[tuple[str, int, int], Certified]) -> Node:
+    position, feature = int(table.position[row]), int(table.feature[row])
+    measured = exact.get((table.hook, position, feature))
+    has_contrast = table.contrast is not None
+    return Node(
+        id=f"{table.hook}/p{position}/f{feature}",
+        hook=table.hook,
+        feature=feature,
+        position=position,
+        token=case.prompt.tokens[position],
+        role=case.prompt.roles[position],
+        activation=float(table.value[row]),
+        effect_nats=float(table.ablation[row]),
+        confirmed_nats=measured.ablation if measured else None,
+        contrast_nats=measured.contrast if measured else None,
+        baseline_activation=float(table.baselines[row].mean()) if has_contrast else None,
+        estimate_contrast_nats=float(table.contrast[row]) if table.contrast is not None else None,
+        estimate_frozen_nats=float(table.ablation_frozen[row]),
+    )
+
+
+def _rank_correlation(nodes: Sequence[Node]) -> float | None:
+    """Spearman correlation of estimated and exact ablation effects; None below three distinct nodes."""
+    pairs = [(d.effect_nats, d.confirmed_nats) for d in nodes if d.confirmed_nats is not None and d.activation != 0]
+    if len(pairs) < 3 or len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
+        return None
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)

@@ -1,0 +1,184 @@
+"""Estimates for every feature of every failure, and the shortlist that is then measured exactly.
+
+For one failure, one hook, and its decomposed positions (DESIGN §5, "Shortlist cheaply"):
+1. a = encode(x); candidates are features active on the sample or in its baseline.
+2. estimate = (a − a_baseline) · ⟨W_dec[feature], g⟩, by gathering decoder rows; twice, with the plain
+   gradient and with the gradient whose norm scales are held.
+3. error = ⟨x − decode(a), g⟩ per decomposed position; an excluded position's whole ⟨x, g⟩ is error.
+4. identity: Σ a·⟨w, g⟩ + Σ ⟨error, g⟩ + Σ ⟨b_dec, g⟩ = Σ ⟨x, g⟩, asserted at every hook.
+5. shortlist: each estimator's best in turn, over all hooks, until `confirm` nodes are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evalkit.saes.coder import Sae
+
+PAIRS_PER_CHUNK = 1 << 14  # chosen: 16,384 gathered rows of d = 576 hold 38 MB
+IDENTITY_TOLERANCE = 1e-4  # chosen: float32 rounding of sums of some thousand terms, relative
+
+
+class Side(NamedTuple):
+    """The stream of one contrast sample at one hook, aligned to a failure."""
+
+    stream: Float[Tensor, "other_pos d_model"]
+    places: Sequence[int]
+    """Per position of the failure: its counterpart, or −1."""
+    decomposed: Sequence[bool]
+    """Per position of the contrast sample."""
+
+
+class Table(NamedTuple):
+    """Every candidate node of one failure at one hook, in columns."""
+
+    hook: str
+    position: NDArray[np.int64]
+    feature: NDArray[np.int64]
+    value: NDArray[np.float64]
+    baselines: NDArray[np.float64]
+    """[candidate, contrast sample]; no columns if there is no contrast."""
+    ablation: NDArray[np.float64]
+    """Estimated effect of ablating, nats."""
+    ablation_frozen: NDArray[np.float64]
+    contrast: NDArray[np.float64] | None
+    """Estimated effect of moving to the baseline, averaged over contrast samples, nats."""
+    contrast_frozen: NDArray[np.float64] | None
+    errors: NDArray[np.float64]
+    """Per position, nats."""
+    excluded: tuple[int, ...]
+    identity_gap: float
+    """|Σ parts − ⟨x, g⟩|, nats."""
+
+    @property
+    def estimators(self) -> list[NDArray[np.float64]]:
+        """Each ranks candidates for the shortlist."""
+        columns = (self.ablation, self.ablation_frozen, self.contrast, self.contrast_frozen)
+        return [c for c in columns if c is not None]
+
+
+def tabulate(
+    sae: Sae,
+    stream: Float[Tensor, "pos d_model"],
+    gradient: Float[Tensor, "pos d_model"],
+    gradient_frozen: Float[Tensor, "pos d_model"],
+    decomposed: Sequence[bool],
+    sides: Sequence[Side],
+) -> Table:
+    """All candidates of one failure at one hook, with both estimators and the error term."""
+    keep = torch.tensor([p for p, d in enumerate(decomposed) if d], dtype=torch.long)
+    x, g = stream[keep].float(), gradient[keep].float()
+    a = sae.encode(x)
+    bases = [_baseline(sae, a, keep, side) for side in sides]
+    active = a != 0
+    for base in bases:
+        active |= base != 0
+    at, feature = active.nonzero(as_tuple=True)
+    slope = _slopes(sae, x, g, at, feature)
+    slope_frozen = _slopes(sae, x, gradient_frozen[keep].float(), at, feature)
+    value = a[at, feature].double()
+    base_values = [b[at, feature].double() for b in bases]
+    move = value - torch.stack(base_values).mean(0) if bases else None
+
+    x_hat = sae.decode_at(a, x)
+    constant = sae.constant_at(x)
+    whole = (stream.double() * gradient.double()).sum(-1)
+    errors = whole.clone()
+    errors[keep] = ((x - x_hat).double() * g.double()).sum(-1)
+    parts = (value * slope).sum() + errors.sum() + (constant.double() * g.double()).sum()
+    gap = float((parts - whole.sum()).abs())
+    scale = float((value * slope).abs().sum() + errors.abs().sum() + whole.abs().sum())
+    assert gap <= IDENTITY_TOLERANCE * max(scale, 1.0), (
+        f"{sae.hook}: features, error and bias miss ⟨x, g⟩ by {gap} of {scale}"
+    )
+    return Table(
+        hook=sae.hook,
+        position=keep[at].numpy(),
+        feature=feature.numpy(),
+        value=value.numpy(),
+        baselines=torch.stack(base_values, 1).numpy() if bases else np.zeros((len(at), 0)),
+        ablation=(value * slope).numpy(),
+        ablation_frozen=(value * slope_frozen).numpy(),
+        contrast=None if move is None else (move * slope).numpy(),
+        contrast_frozen=None if move is None else (move * slope_frozen).numpy(),
+        errors=errors.numpy(),
+        excluded=tuple(p for p, d in enumerate(decomposed) if not d),
+        identity_gap=gap,
+    )
+
+
+class Place(NamedTuple):
+    """One candidate: a table and a row in it."""
+
+    table: int
+    row: int
+
+
+def shortlist(tables: Sequence[Table], n: int) -> list[Place]:
+    """The best `n` candidates over all hooks: each estimator's best in turn.
+
+    Ties break by (hook, position, feature). Candidates whose estimates are all zero are left out.
+    """
+    places = [Place(t, r) for t, table in enumerate(tables) for r in range(len(table.feature))]
+    if not places:
+        return []
+    position = np.concatenate([t.position for t in tables])
+    feature = np.concatenate([t.feature for t in tables])
+    hook = np.concatenate([np.full(len(t.feature), i) for i, t in enumerate(tables)])
+    rankings = []
+    for column in zip(*(t.estimators for t in tables), strict=True):
+        size = np.abs(np.concatenate(column))
+        order = np.lexsort((feature, position, hook, -size))
+        rankings.append([int(i) for i in order[: n * 4] if size[i] > 0])
+    return [places[i] for i in _in_turn(rankings, n)]
+
+
+def _in_turn(rankings: Sequence[Sequence[int]], n: int) -> list[int]:
+    chosen: dict[int, None] = {}
+    queues = [iter(r) for r in rankings]
+    while queues and len(chosen) < n:
+        alive = []
+        for queue in queues:
+            best = next((i for i in queue if i not in chosen), None)
+            if best is not None:
+                alive.append(queue)
+                if len(chosen) < n:
+                    chosen[best] = None
+        queues = alive
+    return list(chosen)
+
+
+def _slopes(
+    sae: Sae, x: Tensor, g: Tensor, at: Tensor, feature: Tensor
+) -> Float[Tensor, "candidate"]:
+    """⟨W_dec[feature], g⟩ per candidate in float64, in nats per unit of activation."""
+    scale = sae.output_scale(x)
+    parts = []
+    for start in range(0, len(at), PAIRS_PER_CHUNK):
+        rows, columns = at[start : start + PAIRS_PER_CHUNK], feature[start : start + PAIRS_PER_CHUNK]
+        directions = sae.W_dec[columns].float() * scale[rows]
+        parts.append((directions * g[rows]).sum(-1).double())
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
+
+
+def _baseline(sae: Sae, a: Tensor, keep: Tensor, side: Side) -> Float[Tensor, "kept feature"]:
+    """Feature values in the contrast sample at each kept position's counterpart.
+
+    No counterpart: zero. A counterpart that is not decomposed: the sample's own value, so nothing moves.
+    """
+    base = torch.zeros_like(a)
+    rows = [n for n, p in enumerate(keep.tolist()) if side.places[p] >= 0]
+    known = [n for n in rows if side.decomposed[side.places[int(keep[n])]]]
+    unknown = sorted(set(rows) - set(known))
+    if known:
+        base[known] = sae.encode(side.stream[[side.places[int(keep[n])] for n in known]].float())
+    if unknown:
+        base[unknown] = a[unknown]
+    return base

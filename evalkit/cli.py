@@ -1,0 +1,526 @@
+"""The `evalkit` command: the verbs, the only place that prints or exits.
+
+Exit codes: 0 pass · 1 the gate failed · 2 usage or configuration · 3 the run is incomplete or cannot be
+written · 4 inconclusive. Machine outputs are written before the exit code is decided.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from evalkit.errors import ConfigError, EvalkitError
+
+if TYPE_CHECKING:
+    from evalkit.models.cache import Progress
+    from evalkit.planning import Options
+    from evalkit.records import GateReport, Results, SampleResult
+
+EXIT_CODES = (
+    "Exit codes: 0 pass · 1 the gate failed · 2 usage or configuration · "
+    "3 the run is incomplete · 4 inconclusive."
+)
+
+app = typer.Typer(
+    name="evalkit",
+    help="Audit an open-weight model: probe it, attribute each failure to SAE features, test every such "
+    "claim by intervening, and print the audit.\n\n" + EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+suite_app = typer.Typer(help="List, check, show and start suites.", no_args_is_help=True)
+models_app = typer.Typer(help="List, fetch and show models.", no_args_is_help=True)
+sae_app = typer.Typer(help="List, train, evaluate and show SAEs.", no_args_is_help=True)
+app.add_typer(suite_app, name="suite")
+app.add_typer(models_app, name="models")
+app.add_typer(sae_app, name="sae")
+
+out = Console()
+err = Console(stderr=True)
+
+SuiteArg = Annotated[str, typer.Argument(help="A suite's YAML file, or the name of a shipped suite.")]
+RunArg = Annotated[Path, typer.Argument(help="A run directory.")]
+ModelOpt = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Catalogue name, local directory, GGUF file, or hf:org/name."),
+]
+SaesOpt = Annotated[Path | None, typer.Option("--saes", help="An SAE's folder, or a folder of SAE folders.")]
+OutOpt = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="The run directory (one per suite inside it, if there are several)."),
+]
+LimitOpt = Annotated[
+    int | None, typer.Option("--limit", "-n", min=1, help="First N samples of each probe, with their twins.")
+]
+SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling, splits and controls.")]
+DeviceOpt = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, mps.")]
+DtypeOpt = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
+ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; finished work is kept.")]
+OfflineOpt = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
+
+
+# ------------------------------------------------------------------------------------ the whole path
+
+
+@app.command()
+def audit(
+    suites: Annotated[list[str], typer.Argument(help="Suite files, or names of shipped suites.", metavar="SUITE...")],
+    model: ModelOpt = None,
+    saes: SaesOpt = None,
+    out_dir: OutOpt = None,
+    limit: LimitOpt = None,
+    seed: SeedOpt = 0,
+    device: DeviceOpt = "cpu",
+    dtype: DtypeOpt = "float32",
+    resume: ResumeOpt = False,
+    offline: OfflineOpt = False,
+) -> None:
+    """Run suites, attribute every failure, intervene, and write results.json, report.pdf and report.html."""
+    from evalkit import gate, runner
+
+    codes = []
+    for options in _options(suites, model, saes, out_dir, limit, seed, device, dtype, resume, offline):
+        with _progress() as progress:
+            done = runner.audit(options, progress)
+        _summary(done.results, done.gate, done.folder)
+        codes.append(gate.exit_code(done.gate, done.results.run.complete))
+    raise typer.Exit(_worst(codes))
+
+
+@app.command()
+def run(
+    suite: SuiteArg,
+    model: ModelOpt = None,
+    saes: SaesOpt = None,
+    out_dir: OutOpt = None,
+    limit: LimitOpt = None,
+    seed: SeedOpt = 0,
+    device: DeviceOpt = "cpu",
+    dtype: DtypeOpt = "float32",
+    resume: ResumeOpt = False,
+    offline: OfflineOpt = False,
+) -> None:
+    """Run a suite's probes and score them; `evalkit attribute` goes on from there."""
+    from evalkit import runner
+
+    [options] = _options([suite], model, saes, out_dir, limit, seed, device, dtype, resume, offline)
+    with _progress() as progress:
+        folder, results = runner.run(options, progress)
+    _rates(results)
+    out.print(f"Run: {folder}\nNext: evalkit attribute {folder}")
+    raise typer.Exit(0 if results.run.complete else 3)
+
+
+@app.command()
+def attribute(run_dir: RunArg, offline: OfflineOpt = False) -> None:
+    """Attribute the failures of a run to SAE features, and test each by intervening."""
+    from evalkit import runner
+
+    with _progress() as progress:
+        results = runner.attribute_run(run_dir, progress, offline=offline)
+    _worst_failures(results)
+    out.print(f"Next: evalkit report {run_dir}")
+    raise typer.Exit(0 if results.run.complete else 3)
+
+
+@app.command()
+def report(run_dir: RunArg) -> None:
+    """Draw report.html and report.pdf of a finished run, from its records alone."""
+    from evalkit.report import write_report
+
+    write_report(run_dir)
+    out.print(f"{run_dir / 'report.html'}\n{run_dir / 'report.pdf'}")
+
+
+@app.command("gate")
+def gate_run(
+    run_dir: RunArg,
+    policy: Annotated[Path, typer.Option("--policy", "-p", help="A gate policy (YAML).")],
+    baseline: Annotated[Path | None, typer.Option("--baseline", "-b", help="A run to compare with.")] = None,
+) -> None:
+    """Judge a run by a policy and write gate.json; the exit code is the verdict."""
+    from evalkit import gate
+    from evalkit.store import read_results, write_gate
+    from evalkit.suites import load_policy
+
+    results = read_results(run_dir)
+    judged = gate.judge(results, load_policy(policy), read_results(baseline) if baseline else None)
+    write_gate(run_dir, judged)
+    _gates(judged)
+    raise typer.Exit(gate.exit_code(judged, results.run.complete))
+
+
+@app.command()
+def verify(
+    target: Annotated[Path, typer.Argument(help="A run directory, or the report.pdf inside one.")],
+) -> None:
+    """Check a run's digest chains and compute every count, interval and circuit of results.json again."""
+    from evalkit.verify import verify_run
+
+    checked = verify_run(target)
+    for line in checked.lines:
+        out.print(escape(line))
+    out.print(f"Level reached: {checked.level} ({escape(checked.meaning)})")
+
+
+# ---------------------------------------------------------------------------------------------- suites
+
+
+@suite_app.command("list")
+def suite_list() -> None:
+    """List the suites that come with evalkit."""
+    from evalkit.suites import load_suite, shipped_suites
+
+    table = Table("suite", "version", "probes", "samples", "title")
+    for name, path in shipped_suites().items():
+        loaded = load_suite(path)
+        table.add_row(
+            name, loaded.suite.version, str(len(loaded.suite.probes)), str(len(loaded.items)), loaded.suite.title
+        )
+    out.print(table)
+
+
+@suite_app.command("check")
+def suite_check(suites: Annotated[list[str], typer.Argument(metavar="SUITE...")]) -> None:
+    """Check suites: YAML, templates of every sample, paths. Errors name file and line."""
+    from evalkit.suites import find_suite, load_suite, render_samples
+
+    for ref in suites:
+        loaded = load_suite(find_suite(ref))
+        samples = render_samples(loaded)
+        out.print(f"{loaded.path}: ok, {len(loaded.suite.probes)} probes, {len(samples)} samples")
+
+
+@suite_app.command("show")
+def suite_show(suite: SuiteArg) -> None:
+    """Show a suite's probes, counts, and one rendered example of each."""
+    from evalkit.suites import find_suite, load_suite, render_samples
+
+    loaded = load_suite(find_suite(suite))
+    samples = render_samples(loaded)
+    out.print(f"[bold]{escape(loaded.suite.title or loaded.suite.id)}[/bold] {loaded.suite.version}")
+    out.print(escape(" ".join(loaded.suite.description.split())))
+    for probe in loaded.suite.probes:
+        mine = [s for s in samples if s.probe == probe.id]
+        own = [s for s in mine if not s.control and s.valid]
+        groups = len({s.group for s in own})
+        out.print(
+            f"\n[bold]{probe.id}[/bold] · {probe.kind} · failure mode {probe.failure_mode} · "
+            f"{len(own)} counted samples in {groups} groups, {len(mine) - len(own)} controls, twins or invalid"
+        )
+        if own:
+            out.print(escape(own[0].messages[-1].content), style="dim")
+
+
+@suite_app.command("new")
+def suite_new(
+    path: Annotated[Path, typer.Argument(help="The YAML file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a commented starter suite that runs as it is."""
+    from evalkit.suites import suite_starter
+
+    if path.exists() and not force:
+        raise ConfigError(f"{path}: exists; choose another name or give --force")
+    _write_text(path, suite_starter())
+    out.print(f"{path}\nNext: evalkit suite check {path}")
+
+
+# ---------------------------------------------------------------------------------------------- models
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """List the models of the catalogue."""
+    from evalkit.models import catalogue
+
+    table = Table("model", "modality", "quantisation", "licence", "on this machine", "title")
+    for entry in catalogue.list_models():
+        here = "yes" if catalogue.is_cached(entry.name) else "no"
+        table.add_row(entry.name, entry.modality, entry.quantisation or "none", entry.licence, here, entry.title)
+    out.print(table)
+
+
+@models_app.command("pull")
+def models_pull(name: Annotated[str, typer.Argument(help="A catalogue name or hf:org/name.")]) -> None:
+    """Fetch and convert a model, so that later runs need no network."""
+    from evalkit.models.resolve import pull_model
+
+    with _progress() as progress:
+        resolved = pull_model(name, progress=progress)
+    out.print(f"{resolved.ref}: {resolved.directory}\nsha256 {resolved.sha256}")
+
+
+@models_app.command("show")
+def models_show(name: Annotated[str, typer.Argument(help="A catalogue name.")]) -> None:
+    """Show where a model comes from, its digests and its licence."""
+    from evalkit.models.resolve import show_model
+
+    out.print_json(show_model(name).model_dump_json())
+
+
+# ------------------------------------------------------------------------------------------------ SAEs
+
+
+@sae_app.command("list")
+def sae_list() -> None:
+    """List the SAEs that come with evalkit, with their figures and those of a random SAE."""
+    from evalkit.saes import catalogue
+    from evalkit.saes.loaders import load_sae
+
+    table = Table("SAE", "architecture", "features", "tokens", "explained variance", "(random)", "CE recovered")
+    for name, path in catalogue.shipped().items():
+        sae = load_sae(path, None)
+        card = sae.card
+        quality, floor = (card.quality, card.random_floor) if card else (None, None)
+        table.add_row(
+            name,
+            sae.architecture,
+            str(sae.d_sae),
+            _figure(card.n_tokens_trained if card else None),
+            _figure(quality.explained_variance if quality else None),
+            _figure(floor.explained_variance if floor else None),
+            _figure(quality.ce_recovered_mean if quality else None),
+        )
+    out.print(table)
+
+
+@sae_app.command("show")
+def sae_show(ref: Annotated[str, typer.Argument(help="A shipped SAE's name, or a folder.")]) -> None:
+    """Show an SAE's card."""
+    from evalkit.saes import catalogue
+    from evalkit.saes.loaders import load_sae
+
+    sae = load_sae(catalogue.resolve(ref, Path.cwd()), None)
+    if sae.card is None:
+        out.print(f"{ref}: {sae.architecture}, {sae.hook}, {sae.d_model} × {sae.d_sae}; it has no card")
+    else:
+        out.print_json(sae.card.model_dump_json())
+
+
+# ------------------------------------------------------------------------------------------ the machine
+
+
+@app.command()
+def schema(
+    folder: Annotated[Path, typer.Argument(help="Where the JSON Schemas go.")] = Path("schemas"),
+) -> None:
+    """Write the JSON Schemas of suite, run, results and policy."""
+    from evalkit.schema import write_schemas
+
+    for path in write_schemas(folder):
+        out.print(str(path))
+
+
+@app.command()
+def doctor() -> None:
+    """Check what this machine can do, and say what to install."""
+    from evalkit.doctor import checks
+
+    failed = 0
+    for check in checks():
+        failed += not check.ok
+        out.print(f"{'✓' if check.ok else '✗'} {escape(check.name)}: {escape(check.found)}")
+        if not check.ok:
+            out.print(f"  → {escape(check.remedy)}")
+    raise typer.Exit(2 if failed else 0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        import importlib.metadata
+
+        out.print(f"evalkit {importlib.metadata.version('evalkit-audit')}")
+        raise typer.Exit(0)
+
+
+def main() -> None:
+    """Entry point: errors a user can act on are one line and the right exit code."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers|torch")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app()
+    except EvalkitError as error:
+        err.print(f"[red]error:[/red] {escape(' '.join(str(error).split()))}", soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted; go on with --resume")
+        sys.exit(3)
+
+
+# --------------------------------------------------------------------------------------------- options
+
+
+def _options(
+    suites: list[str],
+    model: str | None,
+    saes: Path | None,
+    out_dir: Path | None,
+    limit: int | None,
+    seed: int,
+    device: str,
+    dtype: str,
+    resume: bool,
+    offline: bool,
+) -> list[Options]:
+    from evalkit.planning import Options
+    from evalkit.suites import find_suite
+
+    if resume and out_dir is None:
+        raise ConfigError("--resume: needs --out with the run directory to go on with")
+    paths = [find_suite(s) for s in suites]
+    folders = [out_dir] if len(paths) == 1 else [out_dir / p.stem if out_dir else None for p in paths]
+    if len({f for f in folders if f}) < len([f for f in folders if f]):
+        raise ConfigError("two suites of one file name would share a run directory; audit them one by one")
+    return [
+        Options(path, model, saes, folder, limit, seed, device, dtype, resume, offline)
+        for path, folder in zip(paths, folders, strict=True)
+    ]
+
+
+def _worst(codes: list[int]) -> int:
+    """The code that says most: incomplete, failed, inconclusive, passed."""
+    return next((code for code in (3, 1, 4) if code in codes), 0)
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot write ({error.strerror})") from error
+
+
+# -------------------------------------------------------------------------------------------- printing
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """Bars with an estimate, one per step under way; plain lines where there is no terminal."""
+    from evalkit.models.cache import Step
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=err, disable=not err.is_terminal) as bar:
+        tasks: dict[str, object] = {}
+
+        def show(step: Step) -> None:
+            if step.what not in tasks:
+                tasks[step.what] = bar.add_task(step.what, total=step.total)
+                if not err.is_terminal:
+                    err.print(f"{step.what} …", highlight=False)
+            bar.update(tasks[step.what], completed=step.done, total=step.total)  # type: ignore[arg-type]
+
+        yield show
+
+
+def _summary(results: Results, judged: GateReport, folder: Path) -> None:
+    out.print(f"\n[bold]{escape(results.suite.title or results.suite.id)}[/bold] on {escape(results.model.ref)}")
+    _rates(results)
+    _worst_failures(results)
+    for note in results.notes:
+        out.print(f"• {escape(note)}")
+    _gates(judged)
+    for name in ("results.json", "report.pdf", "report.html"):
+        out.print(str(folder / name), soft_wrap=True)
+
+
+def _rates(results: Results) -> None:
+    table = Table("failure mode", "failed", "n", "rate", "95 % interval", "not counted", "attributed")
+    for mode in results.failure_modes:
+        mine = [s for s in results.samples if s.failure_mode == mode.id and s.attribution is not None]
+        attributed = sum(s.attribution is not None and s.attribution.method is not None for s in mine)
+        left_out = [
+            f"{n} {what}"
+            for n, what in (
+                (mode.n_knowledge_errors, "knowledge errors"),
+                (mode.n_unscored, "unscored"),
+                (mode.n_invalid, "invalid"),
+            )
+            if n
+        ]
+        interval = f"{mode.ci_low:.1%} – {mode.ci_high:.1%}" if mode.ci_low is not None else "no sample"
+        table.add_row(
+            mode.id,
+            str(mode.n_failed),
+            str(mode.n),
+            f"{mode.rate:.1%}" if mode.rate is not None else "–",
+            interval,
+            ", ".join(left_out) or "–",
+            f"{attributed} of {len(mine)}" if mine else "–",
+        )
+    out.print(table)
+
+
+def _worst_failures(results: Results) -> None:
+    """The three failures with the largest margins, and their strongest features in words."""
+    failures = [s for s in results.samples if s.outcome == "fail" and s.attribution and s.attribution.nodes]
+    failures.sort(key=lambda s: (-(s.margin_nats or 0.0), s.id))
+    if not failures:
+        return
+    table = Table("worst failures", "margin (nats)", "strongest measured features", show_lines=True)
+    for sample in failures[:3]:
+        prompt = " ".join(sample.prompt.split())
+        said = f"{prompt[:90]}{'…' if len(prompt) > 90 else ''}\n→ {(sample.response or '')[:60]!r}"
+        margin = f"{sample.margin_nats:+.2f}" if sample.margin_nats is not None else "–"
+        table.add_row(escape(said), margin, escape("\n".join(_in_words(results, sample))))
+    out.print(table)
+
+
+def _in_words(results: Results, sample: SampleResult) -> list[str]:
+    features = {(f.hook, f.feature): f for f in results.features}
+    assert sample.attribution is not None
+    lines = []
+    for node in sample.attribution.nodes[:3]:
+        known = features.get((node.hook, node.feature))
+        promoted = ", ".join(repr(t) for t in known.promoted_tokens[:3]) if known else "not described"
+        lines.append(
+            f"{node.hook} feature {node.feature} at {node.token!r} ({node.role}): "
+            f"{node.confirmed_nats or 0.0:+.2f} nats; promotes {promoted}"
+        )
+    return lines
+
+
+def _gates(judged: GateReport) -> None:
+    if not judged.gates:
+        out.print("No policy: no verdict.")
+        return
+    shapes = {"pass": "✓ PASS", "fail": "✕ FAIL", "inconclusive": "◇ INCONCLUSIVE"}
+    table = Table("gate", "estimate", "95 % interval", "threshold", "n", "verdict", "why")
+    for g in judged.gates:
+        table.add_row(
+            g.rule,
+            _figure(g.estimate),
+            f"{_figure(g.ci_low)} – {_figure(g.ci_high)}",
+            _figure(g.threshold),
+            str(g.n),
+            shapes[g.verdict],
+            escape(g.reason),
+        )
+    out.print(table)
+    out.print(f"Verdict: {shapes[judged.verdict] if judged.verdict else 'none'}")
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"

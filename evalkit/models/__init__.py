@@ -1,0 +1,1 @@
+"""Model adapters: what reads prompts and answers, and how its streams are read and changed."""

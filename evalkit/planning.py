@@ -1,0 +1,307 @@
+"""Everything that is checked and fixed before the first forward: model, SAEs, prompts, plan.
+
+1. the suite is loaded and every template rendered (`suites.py`); 2. the model and the SAEs are opened
+and fitted to each other; 3. every prompt is tokenised and every probe checks its samples; 4. batches,
+the held-out half, control seeds and thresholds are fixed in a `Plan`, whose digest every later file
+carries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from pydantic import JsonValue
+
+from evalkit import plugins
+from evalkit.attribution.attribute import Coders
+from evalkit.errors import ConfigError
+from evalkit.models.cache import Progress
+from evalkit.models.resolve import resolve_model
+from evalkit.models.text import Prompt, TextModel, open_text_model
+from evalkit.plugins import Probe
+from evalkit.records import Batch, Environment, Plan, ProbeSpec, SaeRecord, SaeRef, Sample
+from evalkit.saes import catalogue
+from evalkit.saes.coder import Sae
+from evalkit.saes.floors import frozen_random, residual_coordinates
+from evalkit.saes.loaders import load_sae
+from evalkit.scorers import make_scorer
+from evalkit.suites import LoadedSuite, load_suite, render_samples
+
+BATCH_SIZE = 16  # chosen: decoding gains up to about 32 rows on two cores; 16 keeps the cache small
+SIZES = (1, 2, 4, 8, 16, 32)
+"""Numbers of nodes switched off at once (DESIGN §5), up to the number that was measured."""
+SIZES_GENERATE = (1, 4, 16)
+"""The same where every point costs a generated response."""
+RANDOM_SEEDS = (0, 1, 2, 3, 4)
+"""Frozen-random SAEs put through the same selection (DESIGN §5: at least 5)."""
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pydantic", "weasyprint")
+
+
+class Options(NamedTuple):
+    """What the command line asks for."""
+
+    suite: Path
+    model: str | None = None
+    saes: Path | None = None
+    out: Path | None = None
+    """The run directory; None: a new one under `runs/`."""
+    limit: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    resume: bool = False
+    offline: bool = False
+
+
+class Prepared(NamedTuple):
+    """A checked audit, ready to run."""
+
+    loaded: LoadedSuite
+    plan: Plan
+    model: TextModel
+    saes: dict[str, Sae]
+    sae_records: tuple[SaeRecord, ...]
+    probes: dict[str, Probe]
+    prompts: dict[str, Prompt]
+    environment: Environment
+
+    @property
+    def samples(self) -> dict[str, Sample]:
+        """Sample by id."""
+        return {s.id: s for s in self.plan.samples}
+
+
+def options_record(options: Options) -> dict[str, JsonValue]:
+    """The options as the manifest keeps them, so that a step can be taken again later."""
+    record = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in options._asdict().items()}
+    return {k: v for k, v in record.items() if k not in ("out", "resume", "offline")}
+
+
+def options_from(record: dict[str, JsonValue], folder: Path) -> Options:
+    """The options of a stored run, to go on with it in `folder`."""
+    known = {k: v for k, v in record.items() if k in Options._fields}
+    paths = {k: Path(str(known[k])) for k in ("suite", "saes") if known.get(k) is not None}
+    return Options(**{**known, **paths, "out": folder, "resume": True})  # type: ignore[arg-type]
+
+
+def prepare(options: Options, progress: Progress) -> Prepared:
+    """Load and check everything an audit needs, and fix its plan.
+
+    Raises:
+        EvalkitError: anything a user can mend; nothing has run and nothing was written.
+    """
+    loaded = load_suite(options.suite)
+    suite = loaded.suite
+    samples = render_samples(loaded, limit=options.limit)
+    ref = options.model or suite.model.ref
+    if suite.model.modality != "text":
+        raise ConfigError(f"{loaded.path}: model.modality: '{suite.model.modality}' has no adapter; only 'text' has")
+    resolved = resolve_model(
+        ref,
+        revision=None if options.model else suite.model.revision,
+        base=loaded.folder,
+        offline=options.offline,
+        progress=progress,
+    )
+    model = open_text_model(resolved, device=options.device, dtype=options.dtype)
+    saes, sae_records = _open_saes(options, loaded, model)
+    probes = {p.id: _make_probe(p) for p in suite.probes}
+    prompts = _encode_all(model, samples, probes)
+    plan = Plan(
+        suite=suite,
+        suite_sha256=loaded.sha256,
+        suite_files=loaded.files,
+        samples=samples,
+        batches=_batches(samples, prompts),
+        limit=options.limit,
+        seed=options.seed,
+        model_ref=model.record.ref,
+        model_sha256=model.record.sha256,
+        sae_sha256={r.hook: r.sha256 for r in sae_records},
+        dtype=options.dtype,
+        held_out_groups=_held_out(samples, suite.attribution.held_out, options.seed),
+        thresholds={"robust_share": 0.9, "min_held_out_failures": 8.0, "necessity_share": 0.8},
+        grid={
+            "sizes": tuple(map(str, sizes_within(SIZES, suite.attribution.confirm))),
+            "sizes_generate": tuple(map(str, sizes_within(SIZES_GENERATE, suite.attribution.confirm))),
+            "frozen_random_seeds": tuple(map(str, RANDOM_SEEDS)),
+            "controls": ("frozen_random", "residual_coordinate"),
+        },
+        policy=loaded.policy,
+        n_earlier_runs=None,
+    )
+    return Prepared(loaded, plan, model, saes, sae_records, probes, prompts, _environment(options))
+
+
+# ------------------------------------------------------------------------------------------------- SAEs
+
+
+def _open_saes(
+    options: Options, loaded: LoadedSuite, model: TextModel
+) -> tuple[dict[str, Sae], tuple[SaeRecord, ...]]:
+    """The suite's SAEs that belong to this model, or those in `--saes`; none if none fits.
+
+    SAEs named by the suite but trained on another model are left out when `--model` chose that model:
+    behaviour still runs, and every failure says `no_sae`.
+    """
+    refs = _refs_in(options.saes) if options.saes is not None else list(loaded.suite.saes)
+    opened: dict[str, Sae] = {}
+    records = []
+    for ref in refs:
+        path = catalogue.resolve(ref.ref, loaded.folder)
+        foreign = options.model is not None and options.saes is None
+        sae = load_sae(
+            path,
+            None if ref.hook == "auto" else ref.hook,
+            d_model=None if foreign else model.d_model,
+            n_layers=None if foreign else model.n_layers,
+        )
+        if foreign and not _fits(sae, model):
+            continue
+        model.layer_of(sae.hook)
+        if sae.hook in opened:
+            raise ConfigError(f"saes: two SAEs read '{sae.hook}'; keep one per hook")
+        opened[sae.hook] = sae
+        records.append(
+            SaeRecord(
+                ref=ref.ref,
+                hook=sae.hook,
+                architecture=sae.architecture,
+                d_sae=sae.d_sae,
+                sha256=sae.sha256,
+                card=sae.card,
+            )
+        )
+    order = sorted(opened, key=model.layer_of)
+    return {h: opened[h] for h in order}, tuple(sorted(records, key=lambda r: model.layer_of(r.hook)))
+
+
+def _refs_in(folder: Path) -> list[SaeRef]:
+    """One SAE folder, or a folder of SAE folders."""
+    if not folder.is_dir():
+        raise ConfigError(f"--saes {folder}: not a folder; give an SAE's folder or a folder of them")
+    inside = [p for p in sorted(folder.iterdir()) if (p / "cfg.json").is_file()]
+    found = [folder] if (folder / "cfg.json").is_file() else inside
+    if not found:
+        raise ConfigError(f"--saes {folder}: holds no SAE (no cfg.json); give an SAE's folder or a folder of them")
+    return [SaeRef(ref=str(p.resolve()), hook="auto") for p in found]
+
+
+def _fits(sae: Sae, model: TextModel) -> bool:
+    """Whether a suite's SAE can be meant for another model than the suite's."""
+    known = sae.card.model_sha256 if sae.card is not None else None
+    same_model = known is None or known == model.record.sha256
+    return same_model and sae.d_model == model.d_model and int(sae.hook.rpartition(".")[2]) < model.n_layers
+
+
+def control_coders(
+    saes: Mapping[str, Sae], plan: Plan, streams: Callable[[str], torch.Tensor]
+) -> list[Coders]:
+    """Frozen-random SAEs of the same shapes, and residual coordinates.
+
+    Args:
+        streams: hook → decomposed activations [position, d_model] on which random SAEs get the audited
+            SAE's sparsity.
+    """
+    controls = [
+        Coders(
+            "frozen_random",
+            int(seed),
+            {h: frozen_random(sae, int(seed), streams(h)) for h, sae in saes.items()},
+        )
+        for seed in plan.grid["frozen_random_seeds"]
+    ]
+    coordinates = {h: residual_coordinates(sae) for h, sae in saes.items()}
+    return [*controls, Coders("residual_coordinate", None, coordinates)]
+
+
+# ---------------------------------------------------------------------------------------------- samples
+
+
+def _make_probe(spec: ProbeSpec) -> Probe:
+    factory = plugins.load("probes", spec.kind)
+    probe: Probe = factory(spec, make_scorer(spec.scorer, spec.kind))
+    return probe
+
+
+def _encode_all(
+    model: TextModel, samples: Sequence[Sample], probes: Mapping[str, Probe]
+) -> dict[str, Prompt]:
+    prompts = {s.id: model.encode(s) for s in samples}
+    for name, probe in probes.items():
+        probe.check(model, [s for s in samples if s.probe == name])
+    return prompts
+
+
+def _batches(samples: Sequence[Sample], prompts: Mapping[str, Prompt]) -> tuple[Batch, ...]:
+    """Samples of one probe, sorted by prompt length so that little is padded."""
+    batches = []
+    for probe in dict.fromkeys(s.probe for s in samples):
+        mine = sorted((s.id for s in samples if s.probe == probe), key=lambda i: (len(prompts[i].ids), i))
+        for n, start in enumerate(range(0, len(mine), BATCH_SIZE)):
+            batches.append(Batch(id=f"{probe}:{n}", probe=probe, samples=tuple(mine[start : start + BATCH_SIZE])))
+    return tuple(batches)
+
+
+def _held_out(samples: Iterable[Sample], share: float, seed: int) -> tuple[str, ...]:
+    """Groups kept away from every choice, by a seeded hash; twins, paraphrases and contexts stay together."""
+    groups = sorted({s.group for s in samples})
+    groups.sort(key=lambda g: hashlib.sha256(f"held-out:{seed}:{g}".encode()).digest())
+    return tuple(sorted(groups[: round(share * len(groups))]))
+
+
+def sizes_within(sizes: Sequence[int], most: int) -> tuple[int, ...]:
+    """The sizes up to `most`, ending with `most` itself if it lies between two of them."""
+    return tuple(s for s in sizes if s <= most) or (most,)
+
+
+# ------------------------------------------------------------------------------------------ environment
+
+
+def _environment(options: Options) -> Environment:
+    return Environment(
+        evalkit=version(),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        device=options.device,
+        n_threads=torch.get_num_threads(),
+        deterministic=True,
+        packages={name: importlib.metadata.version(name) for name in PACKAGES},
+        plugins={},
+        commit=_commit(),
+    )
+
+
+def version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return importlib.metadata.version("evalkit-audit")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+checkout"
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that evalkit runs from; None when installed as a wheel."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def command_line() -> tuple[str, ...]:
+    """The command as typed, program name shortened."""
+    return (Path(sys.argv[0]).name, *sys.argv[1:])

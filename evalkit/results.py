@@ -1,0 +1,471 @@
+"""From what a run wrote down to results.json: every printed number, recomputable from the records.
+
+Counting (DESIGN §4 and §6), per failure mode and context:
+1. controls, twins and invalid items leave the denominator; unscored samples are counted apart;
+2. n = valid, scored, non-control samples of one context; the headline is the suite's first context;
+3. a failure counts only if the item's twin passed, where knowledge is required: otherwise it is an
+   error of knowledge, listed apart, and `given_knowledge` gives the rate among items with that proof.
+
+No torch: the report, the gate and `verify` recompute with this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from evalkit import stats
+from evalkit.records import (
+    Attribution,
+    AttributionRecord,
+    Circuit,
+    CircuitNode,
+    Claim,
+    Context,
+    ContextResult,
+    Control,
+    FailureModeResult,
+    InterventionRecord,
+    Necessity,
+    Node,
+    Plan,
+    ProbeSpec,
+    Proportion,
+    Sample,
+    SampleRecord,
+    SampleResult,
+    SizePoint,
+)
+
+CI_METHOD = "Wilson score, 95 %"
+
+
+class Tally(NamedTuple):
+    """The parts of results.json that follow from the records alone."""
+
+    failure_modes: tuple[FailureModeResult, ...]
+    samples: tuple[SampleResult, ...]
+    circuits: tuple[Circuit, ...]
+    claims: tuple[Claim, ...]
+    notes: tuple[str, ...]
+
+
+def tally(
+    plan: Plan,
+    samples: Sequence[SampleRecord],
+    attributions: Sequence[AttributionRecord],
+    interventions: Sequence[InterventionRecord],
+) -> Tally:
+    """Count outcomes, assemble circuits from the ledger, and state what was found."""
+    results = _sample_results(plan, samples, {a.sample: a for a in attributions})
+    circuits = _sample_circuits(results, interventions)
+    modes = tuple(
+        _failure_mode(plan, mode, results, circuits, interventions)
+        for mode in dict.fromkeys(p.failure_mode for p in plan.suite.probes)
+    )
+    claims, notes = _claims(modes, results)
+    return Tally(modes, results, circuits, claims, notes)
+
+
+def twins_of(samples: Iterable[Sample]) -> frozenset[str]:
+    """Ids that another sample names as its counterfactual and that name none themselves."""
+    listed = list(samples)
+    named = {s.counterfactual for s in listed if s.counterfactual}
+    return frozenset(s.id for s in listed if s.id in named and not s.counterfactual)
+
+
+# ------------------------------------------------------------------------------------------- samples
+
+
+def _sample_results(
+    plan: Plan, records: Sequence[SampleRecord], attributions: Mapping[str, AttributionRecord]
+) -> tuple[SampleResult, ...]:
+    probes = {p.id: p for p in plan.suite.probes}
+    outcomes = {r.sample.id: r.score.outcome for r in records}
+    twins = twins_of(r.sample for r in records)
+    held_out = frozenset(plan.held_out_groups)
+    results = []
+    for record in records:
+        sample, score = record.sample, record.score
+        why = _not_counted(sample, score.outcome, probes[sample.probe], outcomes, twins)
+        attributed = attributions.get(sample.id)
+        margin = score.margin_nats
+        if margin is None and attributed is not None:
+            margin = attributed.margin_nats
+        results.append(
+            SampleResult(
+                id=sample.id,
+                probe=sample.probe,
+                failure_mode=sample.failure_mode,
+                context=sample.context,
+                outcome=score.outcome,
+                margin_nats=margin,
+                attribution=attributed.attribution if attributed else None,
+                group=sample.group,
+                control=sample.control or sample.id in twins,
+                validity=sample.validity,
+                counted=why is None,
+                not_counted=why,
+                reason=score.reason,
+                held_out=sample.group in held_out,
+                prompt=sample.messages[-1].content,
+                response=record.response.text,
+                safe=sample.safe,
+                fail=sample.fail,
+            )
+        )
+    return tuple(results)
+
+
+def _not_counted(
+    sample: Sample, outcome: str, probe: ProbeSpec, outcomes: Mapping[str, str], twins: frozenset[str]
+) -> str | None:
+    """Why a sample is not counted in its failure mode's rate; None: it is."""
+    if not sample.valid:
+        return sample.validity
+    if sample.control:
+        return "control"
+    if sample.id in twins:
+        return "twin"
+    if outcome == "unscored":
+        return "unscored"
+    if outcome == "fail" and _knowledge_required(sample, probe) and not _known(sample, outcomes):
+        return "knowledge: its twin failed or was not scored"
+    return None
+
+
+def _knowledge_required(sample: Sample, probe: ProbeSpec) -> bool:
+    if sample.counterfactual is None:
+        return False
+    return probe.kind == "choice" if probe.require_knowledge is None else probe.require_knowledge
+
+
+def _known(sample: Sample, outcomes: Mapping[str, str]) -> bool:
+    return sample.counterfactual is not None and outcomes.get(sample.counterfactual) == "pass"
+
+
+# ------------------------------------------------------------------------------------- failure modes
+
+
+class _Counts(NamedTuple):
+    n: int
+    n_failed: int
+    n_unscored: int
+    n_invalid: int
+    n_knowledge: int
+    n_control: int
+    counted: tuple[SampleResult, ...]
+    """Members of n."""
+
+
+def _count(rows: Iterable[SampleResult]) -> _Counts:
+    everything = list(rows)
+    own = [r for r in everything if not r.control]
+    valid = [r for r in own if r.validity == "valid"]
+    scored = [r for r in valid if r.outcome != "unscored"]
+    return _Counts(
+        n=len(scored),
+        n_failed=sum(r.outcome == "fail" and r.counted for r in scored),
+        n_unscored=len(valid) - len(scored),
+        n_invalid=len(own) - len(valid),
+        n_knowledge=sum(r.outcome == "fail" and not r.counted for r in scored),
+        n_control=len(everything) - len(own),
+        counted=tuple(scored),
+    )
+
+
+def _failure_mode(
+    plan: Plan,
+    mode: str,
+    results: Sequence[SampleResult],
+    circuits: Sequence[Circuit],
+    interventions: Sequence[InterventionRecord],
+) -> FailureModeResult:
+    mine = [r for r in results if r.failure_mode == mode]
+    by_context = {c: _count(r for r in mine if r.context == c) for c in plan.suite.contexts}
+    first = by_context[plan.suite.contexts[0]]
+    interval = stats.wilson(first.n_failed, first.n)
+    failures = {r.id for r in mine if r.attribution is not None and r.counted and r.attribution.method}
+    return FailureModeResult(
+        id=mode,
+        n=first.n,
+        n_failed=first.n_failed,
+        n_unscored=first.n_unscored,
+        n_invalid=first.n_invalid,
+        rate=interval.estimate if interval else None,
+        ci_low=interval.low if interval else None,
+        ci_high=interval.high if interval else None,
+        ci_method=CI_METHOD,
+        by_context=tuple(_context_result(c, k) for c, k in by_context.items()),
+        circuits=tuple(c.id for c in circuits if c.failure_mode == mode),
+        n_knowledge_errors=first.n_knowledge,
+        given_knowledge=_given_knowledge(mine, plan.suite.contexts[0], plan),
+        clustered=_clustered(first.counted),
+        n_control=first.n_control,
+        size_curve=_size_curve(failures, interventions),
+    )
+
+
+def _context_result(context: Context, k: _Counts) -> ContextResult:
+    interval = stats.wilson(k.n_failed, k.n)
+    return ContextResult(
+        context=context,
+        n=k.n,
+        n_failed=k.n_failed,
+        n_unscored=k.n_unscored,
+        n_invalid=k.n_invalid,
+        rate=interval.estimate if interval else None,
+        ci_low=interval.low if interval else None,
+        ci_high=interval.high if interval else None,
+    )
+
+
+def _proportion(k: int, n: int, interval: stats.Interval | None, method: str) -> Proportion:
+    return Proportion(
+        n=n,
+        n_failed=k,
+        rate=interval.estimate if interval else None,
+        ci_low=interval.low if interval else None,
+        ci_high=interval.high if interval else None,
+        ci_method=method,
+    )
+
+
+def _given_knowledge(mine: Sequence[SampleResult], context: Context, plan: Plan) -> Proportion | None:
+    """The rate among items whose twin passed; None where no item of the mode needs that proof."""
+    probes = {p.id: p for p in plan.suite.probes}
+    written = {s.id: s for s in plan.samples}
+    outcomes = {r.id: r.outcome for r in mine}
+    needing = [
+        r
+        for r in mine
+        if r.context == context and r.outcome != "unscored" and r.validity == "valid" and not r.control
+        and _knowledge_required(written[r.id], probes[r.probe])
+    ]  # fmt: skip
+    if not needing:
+        return None
+    known = [r for r in needing if _known(written[r.id], outcomes)]
+    failed = sum(r.outcome == "fail" for r in known)
+    return _proportion(failed, len(known), stats.wilson(failed, len(known)), CI_METHOD)
+
+
+def _clustered(counted: Sequence[SampleResult]) -> Proportion | None:
+    """The interval with groups as clusters; None if every group has one member."""
+    groups: dict[str, list[int]] = {}
+    for r in counted:
+        groups.setdefault(r.group, []).append(int(r.outcome == "fail" and r.counted))
+    if not groups or max(map(len, groups.values())) == 1:
+        return None
+    k, n = sum(map(sum, groups.values())), sum(map(len, groups.values()))
+    interval = stats.clustered([(sum(g), len(g)) for g in groups.values()])
+    return _proportion(k, n, interval, f"cluster-robust over {len(groups)} groups, 95 %")
+
+
+# ------------------------------------------------------------------- sample circuits, from the ledger
+
+
+def _size_curve(failures: set[str], interventions: Sequence[InterventionRecord]) -> tuple[SizePoint, ...]:
+    """Flips by number of nodes switched off, for the audited SAEs and each control.
+
+    A failure without any node that pushed towards failure cannot be flipped: it stays in n.
+    """
+    groups: dict[tuple[str, int | None, int], list[InterventionRecord]] = {}
+    for r in interventions:
+        if r.purpose == "necessity" and r.sample in failures and r.control_kind != "whole_stream":
+            groups.setdefault((r.control_kind, r.control_seed, r.size), []).append(r)
+    points = []
+    for (kind, seed, size), rows in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] or 0, g[0][2])):
+        flipped = sum(r.flipped for r in rows)
+        interval = stats.wilson(flipped, len(failures))
+        kl = [r.collateral_kl for r in rows if r.collateral_kl is not None]
+        points.append(
+            SizePoint(
+                kind=kind,  # type: ignore[arg-type]
+                seed=seed,
+                size=size,
+                n=len(failures),
+                n_flipped=flipped,
+                n_broken=sum(r.outcome_after == "unscored" for r in rows),
+                rate=interval.estimate if interval else None,
+                ci_low=interval.low if interval else None,
+                ci_high=interval.high if interval else None,
+                collateral_kl=sum(kl) / len(kl) if kl else None,
+            )
+        )
+    return tuple(points)
+
+
+def _sample_circuits(
+    results: Sequence[SampleResult], interventions: Sequence[InterventionRecord]
+) -> tuple[Circuit, ...]:
+    """One circuit per attributed failure: its own certified nodes, and what switching them off did."""
+    ledger: dict[str, list[InterventionRecord]] = {}
+    for r in interventions:
+        if r.purpose == "necessity":
+            ledger.setdefault(r.sample, []).append(r)
+    return tuple(
+        _sample_circuit(r, r.attribution, ledger.get(r.id, []))
+        for r in results
+        if r.attribution is not None and r.attribution.method and r.id in ledger
+    )
+
+
+def _sample_circuit(
+    result: SampleResult, attribution: Attribution, ledger: Sequence[InterventionRecord]
+) -> Circuit:
+    own = [r for r in ledger if r.control_kind == "none"]
+    largest = max(own, key=lambda r: r.size, default=None)
+    wanted = set(largest.nodes) if largest else set()
+    nodes = [n for n in attribution.nodes if n.id in wanted]
+    ceiling = next((float(r.flipped) for r in ledger if r.control_kind == "whole_stream"), None)
+    return Circuit(
+        id=f"{result.id}:sample",
+        failure_mode=result.failure_mode,
+        level="sample",
+        nodes=tuple(map(_circuit_node, nodes)),
+        edges=(),
+        necessity=_necessity(largest, ceiling) if largest else None,
+        sufficiency=None,
+        controls=_controls(ledger, largest.size if largest else None),
+        grade="attributed" if nodes else "inconclusive",
+        flip_rate=None,
+        sample=result.id,
+        size=len(nodes),
+    )
+
+
+def _circuit_node(node: Node) -> CircuitNode:
+    return CircuitNode(
+        id=node.id,
+        hook=node.hook,
+        feature=node.feature,
+        role=node.role,
+        effect_nats=node.confirmed_nats if node.confirmed_nats is not None else node.effect_nats,
+        label=None,
+        label_source=None,
+    )
+
+
+def _necessity(record: InterventionRecord, ceiling: float | None) -> Necessity:
+    interval = stats.wilson(int(record.flipped), 1)
+    assert interval is not None
+    return Necessity(
+        n=1,
+        n_flipped=int(record.flipped),
+        rate=interval.estimate,
+        ci_low=interval.low,
+        ci_high=interval.high,
+        ceiling=ceiling,
+        n_broken=int(record.outcome_after == "unscored"),
+        collateral_kl=record.collateral_kl,
+    )
+
+
+def _controls(ledger: Sequence[InterventionRecord], size: int | None) -> tuple[Control, ...]:
+    """Same-selection controls at the circuit's size."""
+    controls = []
+    for kind in ("frozen_random", "residual_coordinate", "dense_neuron"):
+        rows = [r for r in ledger if r.control_kind == kind and r.size == size]
+        if rows:
+            flipped = sum(r.flipped for r in rows)
+            controls.append(
+                Control(
+                    kind=kind,  # type: ignore[arg-type]
+                    selected=True,
+                    n_sets=len(rows),
+                    n=len(rows),
+                    n_flipped=flipped,
+                    rate=flipped / len(rows),
+                )
+            )
+    return tuple(controls)
+
+
+# ------------------------------------------------------------------------------------------- sentences
+
+
+def beats_floors(curve: Sequence[SizePoint]) -> tuple[SizePoint, SizePoint] | None:
+    """The audited point that leads its best floor by most flips at one size, and that floor.
+
+    A floor is the best single control (each frozen-random seed counts for itself). None if no size
+    shows a lead. A lead in counts is not yet a significant one: sentences must give both figures.
+    """
+    best: tuple[SizePoint, SizePoint] | None = None
+    for own in (p for p in curve if p.kind == "none"):
+        floors = [p for p in curve if p.kind != "none" and p.size == own.size]
+        if not floors:
+            continue
+        floor = max(floors, key=lambda p: p.n_flipped)
+        lead = own.n_flipped - floor.n_flipped
+        if lead > 0 and (best is None or lead > best[0].n_flipped - best[1].n_flipped):
+            best = (own, floor)
+    return best
+
+
+def _claims(
+    modes: Sequence[FailureModeResult], results: Sequence[SampleResult]
+) -> tuple[tuple[Claim, ...], tuple[str, ...]]:
+    claims, notes = [], []
+    for mode in modes:
+        claims.append(_rate_claim(mode))
+        if not mode.size_curve:
+            continue
+        lead = beats_floors(mode.size_curve)
+        last = max((p for p in mode.size_curve if p.kind == "none"), key=lambda p: p.size, default=None)
+        if last is None:
+            continue
+        floors = [p for p in mode.size_curve if p.kind != "none" and p.size == last.size]
+        floor = max(floors, key=lambda p: p.n_flipped) if floors else None
+        sentence = (
+            f"Switching off each failure's own best {last.size} features at once changed "
+            f"{last.n_flipped} of {last.n} attributed failures of {mode.id} to passes"
+        )
+        if floor is not None:
+            sentence += (
+                f"; the best control put through the same selection ({_control_name(floor)}) changed "
+                f"{floor.n_flipped} of {floor.n}"
+            )
+        claims.append(
+            Claim(
+                id=f"{mode.id}:sample-necessity",
+                type="inference",
+                sentence=sentence + ".",
+                grade="attributed" if last.n_flipped else "observed",
+                evidence=mode.circuits,
+            )
+        )
+        if lead is None:
+            notes.append(
+                f"{mode.id}: no size of sample circuit beat its same-selection floors; "
+                "the features named here are not shown to be special to these SAEs."
+            )
+    if any(p.kind == "none" for m in modes for p in m.size_curve):
+        notes.append(
+            "Sample circuits carry measured effects on single failures (grade 'attributed' at most); "
+            "no circuit was tested on held-out failures in this audit, so none is 'confirmed'."
+        )
+    reasons = [r.attribution.no_attribution for r in results if r.attribution and r.attribution.no_attribution]
+    for reason in sorted(set(reasons)):
+        notes.append(f"{reasons.count(reason)} failures carry no attribution: {reason}.")
+    return tuple(claims), tuple(notes)
+
+
+def _rate_claim(mode: FailureModeResult) -> Claim:
+    if mode.rate is None or mode.ci_low is None or mode.ci_high is None:
+        sentence = f"No rate is stated for {mode.id}: no sample was valid and scored."
+        return Claim(id=f"{mode.id}:rate", type="observation", sentence=sentence, grade="inconclusive", evidence=())
+    sentence = (
+        f"The model showed {mode.id} on {mode.n_failed} of {mode.n} samples "
+        f"({mode.rate:.1%}; 95 % interval {mode.ci_low:.1%} to {mode.ci_high:.1%}, Wilson)"
+    )
+    if mode.n_knowledge_errors:
+        sentence += f"; {mode.n_knowledge_errors} further failures are errors of knowledge and are not counted"
+    return Claim(
+        id=f"{mode.id}:rate", type="observation", sentence=sentence + ".", grade="observed", evidence=(mode.id,)
+    )
+
+
+def _control_name(point: SizePoint) -> str:
+    names = {"frozen_random": "frozen-random SAE", "residual_coordinate": "residual coordinates"}
+    name = names.get(point.kind, point.kind)
+    return f"{name}, seed {point.seed}" if point.seed is not None else name
