@@ -11,16 +11,13 @@ examples is in `shipped_validations`.
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
-from evalkit import plugins
-from evalkit.errors import ConfigError
 from evalkit.plugins import Scorer
-from evalkit.records import Sample, ScorerSpec
 from evalkit.scorers.choice import ChoiceScorer
 from evalkit.scorers.degenerate import degenerate_reason
+from evalkit.scorers.make import check_sample, make_scorer
 from evalkit.scorers.match import ExactScorer, IncludesScorer, RegexScorer
 from evalkit.scorers.refusal import RefusalScorer
+from evalkit.scorers.validation import shipped_validations, validate_scorer
 
 __all__ = [
     "ChoiceScorer",
@@ -32,54 +29,6 @@ __all__ = [
     "check_sample",
     "degenerate_reason",
     "make_scorer",
+    "shipped_validations",
+    "validate_scorer",
 ]
-
-
-@runtime_checkable
-class _Checks(Protocol):
-    def check(self, sample: Sample) -> None: ...
-
-
-def make_scorer(spec: ScorerSpec | str | None, kind: str) -> Scorer:
-    """The scorer that a probe of this `kind` asks for; other distributions' are found by name.
-
-    Args:
-        spec: the probe's `scorer`; a bare name stands for a spec with defaults; None for `choice`.
-        kind: the probe's kind.
-
-    Raises:
-        ConfigError: a `choice` probe with another scorer, or another kind without one.
-        PluginError: no scorer has this name, or two distributions offer it.
-    """
-    if isinstance(spec, str):
-        spec = ScorerSpec(name=spec)
-    if kind == "choice":
-        if spec is not None and spec.name != "choice":
-            raise ConfigError(
-                f"scorer: '{spec.name}' does not fit a probe of kind 'choice', which is scored by its "
-                "margin; remove 'scorer' or set kind: generate"
-            )
-        return ChoiceScorer(spec)
-    if spec is None:
-        raise ConfigError(f"scorer: missing; kind '{kind}' needs one of {', '.join(_text_scorers())}")
-    if spec.name == "choice":
-        raise ConfigError(
-            f"scorer: 'choice' needs two answers, and kind '{kind}' has none; "
-            f"give one of {', '.join(_text_scorers())}"
-        )
-    scorer: Scorer = plugins.load("scorers", spec.name)(spec)
-    return scorer
-
-
-def check_sample(scorer: Scorer, sample: Sample) -> None:
-    """Refuses, before the run, a sample that `scorer` could not judge (no target, a bad pattern).
-
-    Raises:
-        ConfigError: names the probe, the sample, the rule and the remedy.
-    """
-    if isinstance(scorer, _Checks):
-        scorer.check(sample)
-
-
-def _text_scorers() -> list[str]:
-    return [name for name in plugins.names("scorers") if name != "choice"]

@@ -1,8 +1,10 @@
 """Scorers that look for a target in the response: `exact`, `includes`, `regex`.
 
-Both sides are Unicode NFC; with `ignore_case` both are case-folded, so that "STRASSE" equals "Straße".
+For `exact` and `includes` both sides are Unicode NFC, white space counts as one space, typographic quotes
+as straight ones, and with `ignore_case` both are case-folded, so that "STRASSE" equals "Straße". For
+`regex` both are NFC and nothing else is touched.
 
-    exact     the response, without outer white space, is the target
+    exact     the response, without outer white space, is the target; "Paris." is not "Paris"
     includes  the target stands in the response as whole words: "cat" is not in "category", "4" not
               in "42" or "3.4"; scripts written without spaces match anywhere
     regex     the RE2 pattern is found somewhere in the response
@@ -29,6 +31,8 @@ MAX_PATTERN_MEMORY_BYTES = 8 << 20
 
 _UNSPACED_SCRIPTS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
+_QUOTES = str.maketrans("’‘“”", "''\"\"")
+
 
 class _Matcher(Protocol):
     def __call__(self, text: str, sample: Sample) -> bool: ...
@@ -50,7 +54,7 @@ class ExactScorer:
 
     def matches(self, text: str, sample: Sample) -> bool:
         """Whether `text` is the target."""
-        return _normal(text, self.spec).strip() == _normal(_target(sample, self.spec), self.spec).strip()
+        return _normal(text, self.spec) == _normal(_target(sample, self.spec), self.spec)
 
 
 class IncludesScorer:
@@ -70,7 +74,7 @@ class IncludesScorer:
     def matches(self, text: str, sample: Sample) -> bool:
         """Whether the target is in `text`, not as a part of a longer word or number."""
         haystack = _normal(text, self.spec)
-        needle = _normal(_target(sample, self.spec), self.spec).strip()
+        needle = _normal(_target(sample, self.spec), self.spec)
         start = haystack.find(needle)
         while start >= 0:
             end = start + len(needle)
@@ -143,7 +147,7 @@ def _words_of(part: object) -> str:
 
 
 def _normal(text: str, spec: ScorerSpec) -> str:
-    text = unicodedata.normalize("NFC", text)
+    text = " ".join(unicodedata.normalize("NFC", text).translate(_QUOTES).split())
     return unicodedata.normalize("NFC", text.casefold()) if spec.ignore_case else text
 
 
