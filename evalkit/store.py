@@ -36,6 +36,7 @@ from evalkit.digests import (
 )
 from evalkit.errors import ConfigError, EvidenceError, RunError
 from evalkit.records import (
+    Attribution,
     AttributionRecord,
     GateReport,
     InterventionRecord,
@@ -242,18 +243,29 @@ class RunStore:
         )
 
     def append_attribution(
-        self, record: AttributionRecord, interventions: Sequence[InterventionRecord] = ()
+        self,
+        sample: str,
+        attribution: Attribution,
+        interventions: Sequence[InterventionRecord] = (),
+        *,
+        margin_nats: float | None = None,
     ) -> AttributionRecord:
         """Write one sample's attribution, after the interventions that it rests on.
 
-        `previous` and `n_interventions` are filled in here; give `UNCHAINED` and nothing.
+        `previous` of the interventions is filled in here; give `UNCHAINED`.
 
         Raises:
             RunError: it could not be written; the attribution counts as not made.
         """
         n_before = len(self._interventions)
         self._interventions.append(interventions)
-        record = record.model_copy(update={"n_interventions": len(self._interventions)})
+        record = AttributionRecord(
+            sample=sample,
+            margin_nats=margin_nats,
+            attribution=attribution,
+            n_interventions=len(self._interventions),
+            previous=UNCHAINED,
+        )
         try:
             return self._attributions.append([record])[0]
         except RunError:
