@@ -1,0 +1,1 @@
+"""Sparse autoencoders: one canonical coder, loaders, floors, training, and the card that judges them."""

@@ -1,0 +1,142 @@
+"""Activations of a model at several hooks, harvested block by block while another thread trains.
+
+1. Chunks of a block are sorted by length and run in small batches, padded on the right (a causal model's
+   earlier positions do not see padding, so no mask is needed).
+2. The forward stops after the last hook; the head is never computed.
+3. In bfloat16 the matrix products are rounded while the residual stream stays in float32.
+4. One worker thread harvests ahead of the consumer; blocks arrive in order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from evalkit.errors import SaeError
+from evalkit.saes.corpus import Chunk
+
+T = TypeVar("T")
+
+
+class _Stop(Exception):
+    """Ends a forward after the last hook."""
+
+
+def residual_block(model: nn.Module, hook: str) -> nn.Module:
+    """The module whose output is the residual stream at `hook` (`layers.16`, or with a path before it)."""
+    match = re.fullmatch(r"((?:[a-z_]+\.)*)layers\.(\d+)", hook)
+    if match is None:
+        raise SaeError(f"hook '{hook}': not of the form layers.N: name a block, counted from 0")
+    prefix, number = match.groups()
+    names = [f"{prefix}{stem}.{number}" for stem in ("layers", "h", "blocks", "layer")]
+    for name, module in model.named_modules():
+        if any(name == wanted or name.endswith(f".{wanted}") for wanted in names):
+            return module
+    raise SaeError(f"hook '{hook}': the model has no such block: choose a lower number")
+
+
+def harvest(
+    model: nn.Module,
+    chunks: Sequence[Chunk],
+    hooks: Sequence[str],
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    tokens_per_batch: int = 2048,
+    pad: int = 0,
+) -> dict[str, Float[Tensor, "pos d_model"]]:
+    """Residual stream at each hook over the kept positions of `chunks`, in order of chunk length."""
+    kept: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
+    seen: dict[str, Tensor] = {}
+    blocks = {hook: residual_block(model, hook) for hook in hooks}
+    order = {module: place for place, module in enumerate(model.modules())}
+    last = max(blocks, key=lambda hook: order[blocks[hook]])
+
+    def recorder(hook: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            seen[hook] = output if isinstance(output, Tensor) else output[0]
+            if hook == last:
+                raise _Stop
+
+        return record
+
+    handles = [block.register_forward_hook(recorder(hook)) for hook, block in blocks.items()]
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            for batch in _batches(chunks, tokens_per_batch):
+                width = max(len(chunk.tokens) for chunk in batch)
+                ids = torch.tensor([[*c.tokens, *[pad] * (width - len(c.tokens))] for c in batch])
+                with contextlib.suppress(_Stop):
+                    model(ids, use_cache=False)
+                mask = torch.zeros(ids.shape, dtype=torch.bool)
+                for row, chunk in enumerate(batch):
+                    mask[row, max(chunk.first, 1) : len(chunk.tokens)] = True
+                for hook in hooks:
+                    kept[hook].append(seen[hook].float()[mask])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {hook: torch.cat(parts) for hook, parts in kept.items()}
+
+
+def _batches(chunks: Sequence[Chunk], tokens_per_batch: int) -> Iterator[list[Chunk]]:
+    """Chunks of like length together, longest first."""
+    batch: list[Chunk] = []
+    for chunk in sorted(chunks, key=lambda chunk: -len(chunk.tokens)):
+        if batch and len(batch[0].tokens) * (len(batch) + 1) > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(chunk)
+    if batch:
+        yield batch
+
+
+class _Failed:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
+    """The same items in the same order, made by a worker thread up to `depth` ahead of the consumer."""
+    waiting: queue.Queue[Any] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+    end = object()
+
+    def put(item: object) -> bool:
+        while not stopped.is_set():
+            try:
+                waiting.put(item, timeout=0.5)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(end)
+        except BaseException as error:  # handed to the consumer, who raises it
+            put(_Failed(error))
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        while True:
+            item = waiting.get()
+            if item is end:
+                return
+            if isinstance(item, _Failed):
+                raise item.error
+            yield item
+    finally:
+        stopped.set()
+        worker.join()
