@@ -113,7 +113,8 @@ class Sae:
             return pre
         assert self.threshold is not None
         arithmetic = jumprelu if self.architecture == "jumprelu" else batchtopk
-        return arithmetic.activate(pre, self.threshold)
+        features: Tensor = arithmetic.activate(pre, self.threshold)
+        return features
 
     def decode(self, z: Float[Tensor, "... feature"]) -> Float[Tensor, "... d_model"]:
         """z W_dec + b_dec: the reconstruction in the units the SAE was trained in.
@@ -130,8 +131,7 @@ class Sae:
 
     def directions(self, features: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
         """What one unit of each chosen feature writes, in the units the SAE was trained in."""
-        rows = self.W_dec[features]
-        return rows / rows.norm(dim=-1, keepdim=True) if self.rescale_by_decoder_norm else rows
+        return self.W_dec[features]
 
     def decode_at(
         self, z: Float[Tensor, "... feature"], x: Float[Tensor, "... d_model"]
@@ -148,7 +148,8 @@ class Sae:
         if self.normalisation == "layer_norm":
             return x.std(dim=-1, keepdim=True)
         if self.normalisation == "constant_norm_rescale":
-            return x.norm(dim=-1, keepdim=True) / math.sqrt(self.d_model)
+            norm: Tensor = x.norm(dim=-1, keepdim=True)
+            return norm / math.sqrt(self.d_model)
         return torch.ones_like(x[..., :1])
 
     def _shift(self, x: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def frozen_random(like: Sae, seed: int, stream: Float[Tensor, "pos d_model"]) ->
         card=_bare_card(like),
     )
     if like.architecture != "topk":
-        n_active = sum(int((like.encode(part) != 0).sum()) for part in stream.split(1024))
+        n_active = sum(int(like.encode(part).count_nonzero()) for part in torch.split(stream, 512))
         threshold = _threshold(random, stream, n_active)
         random = replace(random, architecture="jumprelu", k=None, threshold=threshold)
     return replace(random, sha256=weights_sha256(random))
@@ -117,6 +117,6 @@ def _centre(like: Sae, stream: Tensor) -> Tensor:
 
 def _threshold(random: Sae, stream: Tensor, n_active: int) -> Float[Tensor, ""]:
     """The pre-activation exceeded `n_active` times over the stream, and never below zero."""
-    pre = torch.cat([random.encode_pre(part).relu() for part in stream.split(1024)]).reshape(-1)
+    pre = torch.cat([random.encode_pre(part).relu() for part in torch.split(stream, 512)]).reshape(-1)
     n_kept = min(max(n_active, 1), pre.numel() - 1)
     return pre.kthvalue(pre.numel() - n_kept).values

@@ -37,6 +37,7 @@ def residual_block(model: nn.Module, hook: str) -> nn.Module:
         raise SaeError(f"hook '{hook}': not of the form layers.N: name a block, counted from 0")
     prefix, number = match.groups()
     names = [f"{prefix}{stem}.{number}" for stem in ("layers", "h", "blocks", "layer")]
+    module: nn.Module
     for name, module in model.named_modules():
         if any(name == wanted or name.endswith(f".{wanted}") for wanted in names):
             return module
