@@ -25,7 +25,6 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from evalkit.errors import ModelError, SuiteError
-from evalkit.models.norms import frozen_scales
 from evalkit.models.resolve import ResolvedModel
 from evalkit.records import ModelRecord, Sample
 
@@ -159,8 +158,6 @@ class TextModel:
         with torch.set_grad_enabled(grad), ExitStack() as stack:
             for hook in hooks:
                 stack.enter_context(self._edited(hook, keep(hook)))
-            if grad:
-                stack.enter_context(frozen_scales(self.module))
             logits, cache = self._forward(ids, mask, DynamicCache())
         return Run(logits[:, -1], cache, mask, ids, streams)
 

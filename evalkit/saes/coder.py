@@ -129,10 +129,6 @@ class Sae:
         """The same as `decode` from active features only: Σ_j values[p, j] · W_dec[indices[p, j]] + b_dec."""
         return F.embedding_bag(indices, self.W_dec, per_sample_weights=values, mode="sum") + self.b_dec
 
-    def directions(self, features: Int[Tensor, " chosen"]) -> Float[Tensor, "chosen d_model"]:
-        """What one unit of each chosen feature writes, in the units the SAE was trained in."""
-        return self.W_dec[features]
-
     def decode_at(
         self, z: Float[Tensor, "... feature"], x: Float[Tensor, "... d_model"]
     ) -> Float[Tensor, "... d_model"]:
