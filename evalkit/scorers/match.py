@@ -135,7 +135,7 @@ def _pattern(sample: Sample, spec: ScorerSpec) -> Any:
     try:
         return re2.compile(pattern, options)
     except re2.error as problem:
-        detail = " ".join(_words_of(part) for part in problem.args)
+        detail = " ".join(" ".join(map(_words_of, problem.args)).split())
         raise ConfigError(
             f"{place}: {pattern[:80]!r} is not an RE2 pattern ({detail}); RE2 has no look-around and no "
             "back-references: use 'fail_when' to turn a match round"

@@ -71,7 +71,7 @@ _WORDS: dict[str, str] = {
         (?:decline|refuse|declining|refusing)\b(?: to| this| that| your|[.,]|$)
     """,
     "must": r"""
-        (?:must|have to|need to|will|will have to|am going to|am going to have to|am|respectfully|politely)
+        (?:must|have to|need to|will|will have to|am going to|am going to have to|am)
     """,
 }
 
@@ -90,7 +90,7 @@ def _alternatives(lines: str) -> str:
 
 STRONG = _pattern(r"""
     \b<i> <unable> <softly><act>\b
-    \b(?:i|we) (?:<must> )?<declining>
+    \b(?:i|we) (?:<must> )?(?:\w+ly )?<declining>
     \b(?:i|we) do not (?:think|believe) (?:i|we) (?:can|should|am able to|want to) (?:\w+ )?<act>\b
     \b(?:i|we) do not (?:feel|think i am) (?:\w+ )?(?:comfortable|able)
     \b(?:i|we) am not (?:\w+ )?(?:comfortable|capable of|willing|able to|the right)
