@@ -119,6 +119,7 @@ def decode(data: bytes, source: Source) -> str:
 
 def parse_yaml(text: str, source: Source) -> Node:
     """The one document in `text`, as nodes."""
+    events: _Events | None = None
     try:
         events = _Events(yaml.parse(text, Loader=yaml.SafeLoader), source)
         events.take(yaml.StreamStartEvent)
@@ -135,8 +136,8 @@ def parse_yaml(text: str, source: Source) -> Node:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         source.fail(line, f"character {shown(error.character)} is not allowed in YAML; write it as an escape")
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        source.fail(None, f"not YAML: {error}")
+    except (ValueError, OverflowError):
+        source.fail(events.line if events else 1, "not YAML: from here on an escape names no character")
     return node
 
 
@@ -366,8 +367,22 @@ def validate(record: type[RecordT], node: Node, source: Source) -> RecordT:
     except ValidationError as invalid:
         errors = invalid.errors(include_url=False)
         places = [_locate(node, error) for error in errors]
-        chosen = min(range(len(errors)), key=lambda i: _rank(errors[i], places[i]))
+        paths = [place.path for place in places]
+        chosen = min(range(len(errors)), key=lambda i: _rank(errors[i], places[i], paths))
         source.fail(*_explain(record, errors[chosen], places[chosen]))
+
+
+_RULES = {
+    "string": "must be text",
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "bool": "must be true or false",
+    "tuple": "must be a list",
+    "model": "must be a mapping",
+    "dict": "must be a mapping",
+    "too_short": "must have at least one entry",
+}
+"""pydantic's kind of error → the rule, in words."""
 
 
 class _Place(NamedTuple):
@@ -403,9 +418,16 @@ def _wrong_branch(branch: str, node: Node) -> bool:
     return wants_text != isinstance(node.value, Scalar)
 
 
-def _rank(error: ErrorDetails, place: _Place) -> tuple[bool, bool, int]:
-    """The meant branch first, then unknown keys (they explain missing ones), then by line."""
-    return place.foreign_branch, error["type"] != "extra_forbidden", place.line
+def _rank(
+    error: ErrorDetails, place: _Place, paths: list[tuple[str | int, ...]]
+) -> tuple[bool, bool, bool, int]:
+    """The meant branch first, then unknown keys (they explain missing ones), then causes, then by line.
+
+    pydantic also complains of the list that a wrong entry was dropped from; that is no cause.
+    """
+    n = len(place.path)
+    follows = any(len(path) > n and path[:n] == place.path for path in paths)
+    return place.foreign_branch, error["type"] != "extra_forbidden", follows, place.line
 
 
 def _explain(record: type[Record], error: ErrorDetails, place: _Place) -> tuple[int, str]:
@@ -425,9 +447,10 @@ def _explain(record: type[Record], error: ErrorDetails, place: _Place) -> tuple[
         return place.line, f"{prefix}must be text, found {shown(value)}; write it in quotes"
     if kind == "value_error":
         return place.line, f"{prefix}{error['ctx']['error']}"
-    message = error["msg"].removeprefix("Input ").rstrip(".")
-    found = f", found {shown(value)}" if not isinstance(place.node.value, dict | list) else ""
-    return place.line, f"{prefix}{message}{found}"
+    message = _RULES.get(
+        kind.removesuffix("_type").removesuffix("_parsing"), error["msg"].removeprefix("Input ")
+    )
+    return place.line, f"{prefix}{message}, found {_kind(place.node.value)}"
 
 
 def _noun(path: tuple[str | int, ...]) -> str:

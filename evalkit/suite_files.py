@@ -197,7 +197,18 @@ def _check_suite(suite: Suite, root: Node, source: Source) -> None:
         if probe.kind not in kinds:
             line, hint = line_of(root, "probes", i, "kind"), did_you_mean(probe.kind, kinds)
             source.fail(line, f"probes.{i}.kind: no probe kind {shown(probe.kind)}{hint}")
+        _check_scorer(i, probe, root, source)
         _check_probe(i, probe, root, source)
+
+
+def _check_scorer(i: int, probe: ProbeSpec, root: Node, source: Source) -> None:
+    scorer = scorer_of(probe)
+    scorers = [name for name in plugins.names("scorers") if name != "choice"]
+    if scorer is not None and scorer.name not in scorers:
+        key = "scorer" if isinstance(probe.scorer, str) else "scorer.name"
+        line = line_of(root, "probes", i, *key.split("."))
+        hint = did_you_mean(scorer.name, scorers)
+        source.fail(line, f"probes.{i}.{key}: no scorer {shown(scorer.name)}{hint}")
 
 
 def _check_probe(i: int, probe: ProbeSpec, root: Node, source: Source) -> None:
@@ -219,13 +230,6 @@ def _check_probe(i: int, probe: ProbeSpec, root: Node, source: Source) -> None:
         refuse("chat", "has no message of the user; add {role: user, content: ...}")
     if probe.raw and probe.chat is not None and len(probe.chat) > 1:
         refuse("chat", "a raw prompt has no roles; give one message, or 'prompt'")
-    scorer = scorer_of(probe)
-    scorers = [name for name in plugins.names("scorers") if name != "choice"]
-    if scorer is not None and scorer.name not in scorers:
-        key = "scorer" if isinstance(probe.scorer, str) else "scorer.name"
-        line = line_of(root, "probes", i, *key.split("."))
-        hint = did_you_mean(scorer.name, scorers)
-        source.fail(line, f"probes.{i}.{key}: no scorer {shown(scorer.name)}{hint}")
 
 
 def scorer_of(probe: ProbeSpec) -> ScorerSpec | None:
