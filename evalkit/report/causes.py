@@ -11,11 +11,9 @@ from evalkit.records import (
     FailureModeResult,
     Necessity,
     Node,
-    SaeQuality,
-    SaeRecord,
     SampleResult,
 )
-from evalkit.report import charts, curves, features, judging, text
+from evalkit.report import cards, charts, curves, features, judging, text
 from evalkit.report.findings import worst_failures
 from evalkit.report.nouns import (
     Causes,
@@ -26,7 +24,6 @@ from evalkit.report.nouns import (
     Inputs,
     ModeCauses,
     NodeReport,
-    SaeReport,
     Table,
 )
 
@@ -38,13 +35,7 @@ _BASELINES = {
     "group": "passing samples of the same group",
     "unpaired": "several passing samples, unpaired",
 }
-_QUALITY: tuple[tuple[str, Callable[[SaeQuality], float | None], bool], ...] = (
-    ("Explained variance", lambda q: q.explained_variance, True),
-    ("Cross-entropy recovered, against zero", lambda q: q.ce_recovered_zero, True),
-    ("Cross-entropy recovered, against the mean", lambda q: q.ce_recovered_mean, True),
-    ("Active features per token (L0)", lambda q: q.l0, False),
-    ("Dead features, share", lambda q: q.dead_share, False),
-)
+
 
 
 def causes(inputs: Inputs) -> Causes:
@@ -57,14 +48,14 @@ def causes(inputs: Inputs) -> Causes:
         worst = [s for s in worst_failures(inputs, mode.id) if s.attribution and s.attribution.nodes][:per_mode]
         shown += worst
         modes.append(_mode(inputs, mode, worst))
-    cards, note = features.feature_cards(inputs, _wanted(inputs, shown))
+    shown_features, note = features.feature_cards(inputs, _wanted(inputs, shown))
     lead = "No SAE was given: every failure carries the reason, and no statement about features is made."
     if results.saes:
         lead = (
             "An attribution by features is an inference. Where an intervention was run, its result is an observation "
             "and is marked exact. Positive effects push towards failure; all effects are in nats of the failure margin."
         )
-    return Causes(lead, tuple(_sae(sae) for sae in results.saes), tuple(modes), cards, note)
+    return Causes(lead, cards.sae_report(results.saes), tuple(modes), shown_features, note)
 
 
 def _wanted(inputs: Inputs, shown: list[SampleResult]) -> list[tuple[str, int]]:
@@ -76,78 +67,14 @@ def _wanted(inputs: Inputs, shown: list[SampleResult]) -> list[tuple[str, int]]:
     return list(dict.fromkeys(keys))
 
 
-def _sae(sae: SaeRecord) -> SaeReport:
-    facts = [
-        Fact("Reference", text.printable(sae.ref)),
-        Fact("Hook", f"{text.printable(sae.hook)} (residual stream after this block)"),
-        Fact("Architecture", f"{text.printable(sae.architecture)}, {text.count(sae.d_sae)} features"),
-        Fact("SHA-256", sae.sha256, "code"),
-    ]
-    card = sae.card
-    if card is None:
-        words = "No card came with this SAE: its reconstruction, its corpus and its floors are not measured."
-        return SaeReport(text.printable(sae.ref), tuple(facts), None, words, False, None, ())
-    norm = f"norm above {card.norm_limit:,.0f}" if card.norm_limit is not None else "no norm limit stated"
-    excluded = ", ".join(str(p) for p in card.excluded_positions) or "none"
-    facts += [
-        Fact("Trained on the model with SHA-256", text.digest(card.model_sha256), "code"),
-        Fact("Active features (k)", text.count(card.k) if card.k is not None else "not fixed"),
-        Fact("Tokens, trained / evaluated", f"{text.count(card.n_tokens_trained)} / {text.count(card.n_tokens_evaluated)}"),
-        Fact("Not decomposed", f"positions {excluded}; {norm}"),
-        Fact("Seed stability", _stability(card.seed_stability)),
-    ]
-    words, beaten = _floor_words(card.quality, card.random_floor)
-    notes = tuple(text.printable(note) for note in card.notes)
-    return SaeReport(text.printable(sae.ref), tuple(facts), _quality(sae), words, beaten, _corpus(sae), notes)
-
-
-def _stability(value: float | None) -> str:
-    if value is None:
-        return text.NOT_MEASURED
-    return f"{text.percent(value)} of the features have a match (cosine ≥ 0.7) in another seed"
-
-
-def _quality(sae: SaeRecord) -> Table:
-    assert sae.card is not None
-    rows = []
-    for name, get, _ in _QUALITY:
-        own, floor = get(sae.card.quality), get(sae.card.random_floor) if sae.card.random_floor else None
-        digits = 1 if "L0" in name else 3
-        rows.append((name, text.number(own, digits), text.number(floor, digits)))
-    columns = (Column("Figure, on held-out tokens", "text", "w50"), Column("This SAE", "num"), Column("Frozen-random SAE", "num"))
-    return Table(f"Quality of {text.printable(sae.ref)}", columns, tuple(rows))
-
-
-def _floor_words(own: SaeQuality, floor: SaeQuality | None) -> tuple[str, bool]:
-    if floor is None:
-        return "The frozen-random floor was not measured: these figures cannot be judged.", False
-    compared = [(name.lower(), get(own), get(floor)) for name, get, higher in _QUALITY if higher]
-    pairs = [(name, a, b) for name, a, b in compared if a is not None and b is not None]
-    lost = [f"{name} ({text.number(a)} against {text.number(b)})" for name, a, b in pairs if a <= b]
-    if not pairs:
-        return "No figure was measured for both the SAE and the frozen-random floor.", False
-    if lost:
-        return f"The SAE does not beat the frozen-random floor on {text.words(lost)}.", False
-    return f"The SAE beats the frozen-random floor on {text.words([name for name, _, _ in pairs])}.", True
-
-
-def _corpus(sae: SaeRecord) -> Table | None:
-    if sae.card is None or not sae.card.corpus:
-        return None
-    rows = tuple(
-        (text.printable(c.name), text.count(c.n_tokens), text.printable(c.licence), text.short_digest(c.sha256))
-        for c in sae.card.corpus[:16]
-    )
-    columns = (Column("Source", "text", "w40"), Column("Tokens", "num"), Column("Licence"), Column("SHA-256", "code"))
-    return Table(f"Training text of {text.printable(sae.ref)}", columns, rows)
-
-
 def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) -> ModeCauses:
     samples = [s for s in inputs.results.samples if s.failure_mode == mode.id and s.counted and s.outcome == "fail"]
     circuits = [c for c in inputs.results.circuits if c.failure_mode == mode.id]
     grade = judging.best_grade(circuits)
     meaning = judging.GRADE_MEANING.get(grade)
     lead = [f"Best grade of a circuit: {grade}{f' – {meaning}' if meaning else ''}."]
+    if not samples:
+        lead = ["No sample of this failure mode counts as a failure, so there is nothing to attribute."]
     figure, table, words, beaten = curves.necessity(mode)
     mode_circuits = [c for c in circuits if c.level == "mode"]
     n_sample = len(circuits) - len(mode_circuits)
@@ -159,7 +86,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
     return ModeCauses(
         id=text.printable(mode.id),
         lead=tuple(lead),
-        coverage=_coverage(mode, samples),
+        coverage=_coverage(mode, samples) if samples else None,
         curve=figure,
         curve_table=table,
         curve_words=words,

@@ -15,11 +15,12 @@ from evalkit.report import text
 
 _INK, _SOFT, _RULE, _ACCENT, _WARN, _PALE = "#1c2126", "#5d666f", "#d4d1c9", "#1f4468", "#9a3324", "#b9c6d3"
 _CLASS = {_INK: "c-ink", _SOFT: "c-soft", _RULE: "c-rule", _ACCENT: "c-accent", _WARN: "c-warn", _PALE: "c-pale"}
-_FONT = 'font-family="\'Evalkit Sans\', \'Evalkit Symbols\', sans-serif"'
+# WeasyPrint reads this list itself: no quotes and no spaces after the commas, or it takes another font.
+_FONT = 'font-family="Evalkit Sans,Evalkit Symbols,Evalkit Mono,Evalkit Serif"'
 
 
 class Interval(NamedTuple):
-    """One line of a forest plot; rates 0..1, `None` where nothing was measured."""
+    """One line of a forest plot; rates 0..1. A line without value and words is a heading."""
 
     label: str
     value: float | None
@@ -55,8 +56,8 @@ class Part(NamedTuple):
 
 def forest_plot(title: str, rows: Sequence[Interval]) -> Markup:
     """Rates with intervals, one row each, and each row's threshold as a labelled line."""
-    left, width, row_h, top = 170.0, 640.0, 27.0, 10.0
-    right = width - 150.0
+    left, width, row_h, top = 190.0, 640.0, 19.0, 6.0
+    right = width - 110.0
     top_value = _axis_end([v for r in rows for v in (r.value, r.high, r.threshold) if v is not None])
     bottom = top + row_h * len(rows)
 
@@ -66,7 +67,9 @@ def forest_plot(title: str, rows: Sequence[Interval]) -> Markup:
     parts = [_axis(x, [top_value * i / 5 for i in range(6)], top, bottom)]
     for index, row in enumerate(rows):
         y = top + row_h * (index + 0.5)
-        parts.append(_text(left - 12, y + 4, row.label, anchor="end", size=11.5))
+        heading = row.value is None and not row.words
+        weight = 600 if heading else 400
+        parts.append(_text(left - 12, y + 4, row.label, anchor="end", size=10.5, weight=weight))
         parts.append(_text(right + 12, y + 4, row.words, size=10.5, colour=_SOFT))
         if row.threshold is not None:
             at = x(row.threshold)
@@ -77,11 +80,11 @@ def forest_plot(title: str, rows: Sequence[Interval]) -> Markup:
         if row.value is not None:
             parts.append(_shape("square", x(row.value), y, 4.2, _ACCENT))
     if any(row.threshold is not None for row in rows):
-        parts.append(_line(left, bottom + 36, left, bottom + 48, _WARN, 1.6, "3 2"))
-        parts.append(_text(left + 8, bottom + 46, "threshold of the gate", size=10, colour=_SOFT))
-        parts.append(_shape("square", left + 130, bottom + 42, 4.2, _ACCENT))
-        parts.append(_text(left + 140, bottom + 46, "rate with its 95 % interval", size=10, colour=_SOFT))
-    return _svg(title, width, bottom + 54, parts)
+        parts.append(_line(left, bottom + 29, left, bottom + 41, _WARN, 1.6, "3 2"))
+        parts.append(_text(left + 8, bottom + 39, "threshold of the gate", size=10, colour=_SOFT))
+        parts.append(_shape("square", left + 130, bottom + 35, 4.2, _ACCENT))
+        parts.append(_text(left + 140, bottom + 39, "rate with its 95 % interval", size=10, colour=_SOFT))
+    return _svg(title, width, bottom + 44, parts)
 
 
 def size_curve(title: str, curves: Sequence[Curve]) -> Markup:
@@ -253,9 +256,12 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float,
     )
 
 
-def _text(x: float, y: float, words: str, *, anchor: str = "start", size: float, colour: str = _INK) -> str:
+def _text(
+    x: float, y: float, words: str, *, anchor: str = "start", size: float, colour: str = _INK, weight: int = 400
+) -> str:
+    bold = f' font-weight="{weight}"' if weight != 400 else ""
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" {_FONT} {_fill(colour)}>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"{bold} {_FONT} {_fill(colour)}>'
         f"{escape(words)}</text>"
     )
 

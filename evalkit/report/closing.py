@@ -43,7 +43,7 @@ def claims(inputs: Inputs) -> Table:
         for c in inputs.results.claims[:N_CLAIMS]
     )
     columns = (
-        Column("Id", "text", "w10"), Column("Type", "text", "w10"), Column("Claim", "text", "w50"), Column("Grade"),
+        Column("Id", "text", "w10"), Column("Type", "word"), Column("Claim", "text", "w50"), Column("Grade", "word"),
         Column("Evidence, by record id", "text", "w20"),
     )  # fmt: skip
     more = len(inputs.results.claims) - len(rows)
@@ -101,5 +101,5 @@ def verify_steps(inputs: Inputs) -> tuple[Definition, ...]:
 def attachments(inputs: Inputs) -> Table:
     """A5: what is embedded in the PDF."""
     rows = (("results.json", "every figure of this report and all samples, in full", inputs.results_sha256),)
-    columns = (Column("File"), Column("Content", "text", "w40"), Column("SHA-256", "code"))
+    columns = (Column("File", "word"), Column("Content", "text", "w40"), Column("SHA-256", "code"))
     return Table("Attachments", columns, rows)

@@ -9,7 +9,7 @@ from evalkit.report.nouns import FeatureCard, Inputs, Shaded
 N_CARDS = 16
 N_CONTEXTS = 3
 N_TOKENS = 8
-_WINDOW = 28
+_WINDOW = 20
 
 
 def feature_id(hook: str, feature: int) -> str:

@@ -52,7 +52,6 @@ def card(sample: SampleResult) -> SampleCard:
     parts.append(("Response", response or "∅ (empty)"))
     margin = f"margin {text.nats(sample.margin_nats)} nats" if sample.margin_nats is not None else "margin not measured"
     meta = [text.printable(sample.probe), sample.context, margin]
-    meta += [f"group {text.printable(sample.group)}"] if sample.group else []
     meta += ["held out"] if sample.held_out else []
     remarks = [text.clipped(words, 300) for words in (sample.reason, sample.not_counted) if words]
     return SampleCard(
@@ -83,7 +82,7 @@ def _flow(inputs: Inputs) -> Table:
             cells = [text.count(fates[name]) for name in ("control", "invalid", "unscored", "knowledge", "counted")]
             rows.append((text.printable(mode.id), context, n_planned, text.count(len(samples)), *cells, text.count(n_failed)))
     heads = ("Planned", "Run", "Controls", "Invalid", "Unscored", "Not known", "Counted", "Failed")
-    columns = (Column("Failure mode"), Column("Context"), *(Column(head, "num") for head in heads))
+    columns = (Column("Failure mode"), Column("Context", "word"), *(Column(head, "num") for head in heads))
     note = (
         "Run = controls and twins + invalid + unscored + not known + counted. "
         "Not known: errors of knowledge and other samples that the counting rule sets aside; the reason stands with each."
@@ -119,7 +118,7 @@ def _slices(mode: FailureModeResult) -> Table:
             rows.append(_slice(name, part.n_failed, part.n, part.ci_low, part.ci_high, part.ci_method, "–", "–"))
     columns = (
         Column("Slice"), Column("Failed / n", "num"), Column("Rate", "num"), Column("95 % interval", "num"),
-        Column("Method"), Column("Unscored", "num"), Column("Invalid", "num"),
+        Column("Method", "word"), Column("Unscored", "num"), Column("Invalid", "num"),
     )  # fmt: skip
     return Table(f"{text.printable(mode.id)}: rate by slice", columns, tuple(rows))
 
@@ -149,7 +148,7 @@ def _knowledge(inputs: Inputs, mode: FailureModeResult) -> Table | None:
         for s in sorted(aside, key=lambda s: s.id)[:N_KNOWLEDGE]
     )
     columns = (
-        Column("Sample"), Column("Context"), Column("Margin, nats", "num"), Column("Response", "text", "w25"),
+        Column("Sample"), Column("Context", "word"), Column("Margin, nats", "num"), Column("Response", "text", "w25"),
         Column("Why it is not counted", "text", "w35"),
     )  # fmt: skip
     more = len(aside) - len(rows)

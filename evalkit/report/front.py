@@ -302,17 +302,19 @@ def _forest(inputs: Inputs) -> Figure | None:
     }
     rows = []
     for mode in inputs.results.failure_modes:
+        label = text.printable(mode.id)
+        label = f"{label[:29]}…" if len(label) > 30 else label
+        if len(mode.by_context) > 1:
+            rows.append(charts.Interval(label, None, None, None, None, ""))
         for part in mode.by_context[:3]:
-            label = text.printable(mode.id)
-            label = f"{label[:23]}…" if len(label) > 24 else label
-            shown = label if len(mode.by_context) == 1 else f"{label} · {part.context}"
+            shown = label if len(mode.by_context) == 1 else part.context
             words = f"{part.n_failed} / {part.n}"
             if part.rate is not None:
                 words += f" = {text.percent(part.rate)}"
             rows.append(charts.Interval(shown, part.rate, part.ci_low, part.ci_high, limits.get(mode.id), words))
     if not rows:
         return None
-    title = "Failure rates with 95 % intervals: " + "; ".join(f"{row.label} {row.words}" for row in rows[:24])
+    title = "Failure rates with 95 % intervals: " + "; ".join(f"{row.label} {row.words}".strip() for row in rows[:24])
     return Figure("Failure rate by failure mode and context, with 95 % intervals and the gates' thresholds.",
                   charts.forest_plot(title, rows[:24]))  # fmt: skip
 

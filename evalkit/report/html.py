@@ -83,7 +83,7 @@ def _encoded(name: str) -> str:
 
 def _contents(view: ReportView) -> tuple[Entry, ...]:
     modes = tuple((f"s6-m{i}", mode.id) for i, mode in enumerate(view.results.modes, 1))
-    saes = tuple((f"s7-sae{i}", f"SAE {sae.id}") for i, sae in enumerate(view.causes.saes, 1))
+    saes = (("s7-saes", "The SAEs and their floors"),) if view.causes.saes else ()
     causes = tuple((f"s7-m{i}", f"Attribution of {mode.id}") for i, mode in enumerate(view.causes.modes, 1))
     features = (("s7-features", "Features, by their evidence"),) if view.causes.features else ()
     return (
@@ -93,7 +93,7 @@ def _contents(view: ReportView) -> tuple[Entry, ...]:
         Entry("s4", "4", "Method", ()),
         Entry("s5", "5", "Environment", ()),
         Entry("s6", "6", "Results", (*modes[:12], ("s6-random", "Samples that nobody chose"))),
-        Entry("s7", "7", "Attribution", (*saes[:6], *causes[:12], *features)),
+        Entry("s7", "7", "Attribution", (*saes, *causes[:12], *features)),
         Entry("s8", "8", "Interpretation and limits", ()),
         Entry("s9", "9", "Mitigation and monitoring", ()),
         Entry("a3", "A3", "How to verify", ()),

@@ -24,10 +24,10 @@ class Inputs(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A table column: `num` is set right-aligned with tabular figures, `code` in the mono face."""
+    """A table column: `num` is right-aligned with tabular figures, `code` in mono, `word` unbroken."""
 
     head: str
-    kind: Literal["text", "num", "code"] = "text"
+    kind: Literal["text", "word", "num", "code"] = "text"
     width: str = ""
     """`w10` … `w60`: a share of the table's width, or empty for what the content needs."""
 
@@ -152,7 +152,8 @@ class CircuitReport(NamedTuple):
 class ModeCauses(NamedTuple):
     id: str
     lead: tuple[str, ...]
-    coverage: Table
+    coverage: Table | None
+    """None: no failure was counted, so there is nothing to attribute."""
     curve: Figure | None
     curve_table: Table | None
     curve_words: str
@@ -161,12 +162,19 @@ class ModeCauses(NamedTuple):
     failures: tuple[NodeReport, ...]
 
 
-class SaeReport(NamedTuple):
-    id: str
-    facts: tuple[Fact, ...]
-    quality: Table | None
+class SaeWords(NamedTuple):
+    """Whether one SAE beats its floor, in words."""
+
     words: str
     beaten: bool
+
+
+class SaeReport(NamedTuple):
+    """All SAEs side by side."""
+
+    words: tuple[SaeWords, ...]
+    cards: tuple[Table, ...]
+    files: Table
     corpus: Table | None
     notes: tuple[str, ...]
 
@@ -206,7 +214,7 @@ class Causes(NamedTuple):
     """Section 7."""
 
     lead: str
-    saes: tuple[SaeReport, ...]
+    saes: SaeReport | None
     modes: tuple[ModeCauses, ...]
     features: tuple[FeatureCard, ...]
     features_note: str
