@@ -268,7 +268,7 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
         claims=tallied.claims,
         gates=(),
         features=tuple(_describe(prepared, store)),
-        scorer_validation=shipped_validations(sorted(_scorers(prepared))),
+        scorer_validation=tuple(v for name in sorted(_scorers(prepared)) for v in shipped_validations(name)),
         environment=manifest.environment,
         notes=tallied.notes,
     )

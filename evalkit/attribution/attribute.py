@@ -15,13 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
+from evalkit import stats
 from evalkit.attribution.capture import Captured, capture, decomposed_positions
 from evalkit.attribution.cases import Case, align
 from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
 from evalkit.attribution.shortlist import Place, Side, Table, shortlist, tabulate
+from evalkit.chain import UNCHAINED
 from evalkit.models.text import Prompt, Run, TextModel
 from evalkit.plugins import Probe
 from evalkit.probes.pairs import margins_of_pairs
@@ -35,10 +36,6 @@ from evalkit.records import (
     Outcome,
 )
 from evalkit.saes.coder import Sae
-
-UNCHAINED = "0" * 64
-"""Placeholder digest; the store sets the real one when it appends the record."""
-
 
 class Coders(NamedTuple):
     """One SAE per hook: those under audit, or a control of the same shapes."""
@@ -484,6 +481,6 @@ def _node(case: Case, table: Table, row: int, exact: Mapping[tuple[str, int, int
 def _rank_correlation(nodes: Sequence[Node]) -> float | None:
     """Spearman correlation of estimated and exact ablation effects; None below three distinct nodes."""
     pairs = [(d.effect_nats, d.confirmed_nats) for d in nodes if d.confirmed_nats is not None and d.activation != 0]
-    if len(pairs) < 3 or len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
+    if len(pairs) < 3:
         return None
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    return stats.spearman([a for a, _ in pairs], [b for _, b in pairs])
