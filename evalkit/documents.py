@@ -27,7 +27,7 @@ from evalkit.errors import ConfigError, did_you_mean
 from evalkit.records import Record
 
 MAX_DOCUMENT_BYTES = 1 << 20
-"""Chosen: far above any suite written by hand; PyYAML reads this much in about half a minute."""
+"""Chosen: far above any suite written by hand; PyYAML reads this much in some ten seconds."""
 MAX_LINES_BYTES = 64 << 20
 """Chosen: a JSON Lines file of 100,000 samples of 600 bytes; more would not fit plan.json comfortably."""
 MAX_DEPTH = 32

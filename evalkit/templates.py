@@ -1,9 +1,10 @@
 """Prompt templates: Jinja2, sandboxed and bounded, rendered over one sample's fields.
 
 A suite may come from a stranger, so a template can neither reach Python objects nor exhaust the machine:
-1. Only the constructs listed here compile (no macros, imports, or calls but a few harmless methods).
-2. `for` draws on a budget of rounds; `+ * ** % ~`, `join` and `replace` check the size before they build.
-3. Output is counted while it is produced. Text is never stripped.
+1. Only the constructs listed here compile: no macros, imports or assignments (by which text could grow
+   exponentially), no calls but of a few harmless methods, few nested loops and listed values.
+2. `for` draws on a budget of rounds; `+ * ** % ~`, `join`, `replace` and `tojson` check the size first.
+3. Output is counted while it is produced, and only text and numbers are printed. Nothing is stripped.
 
 Source: Jinja2 3.1 `jinja2.sandbox` for the sandbox; the allow-list and the bounds are ours.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -30,14 +31,20 @@ MAX_RENDERED_CHARS = 1_000_000
 """Chosen: about 250,000 tokens, above the context of every model evalkit is meant for."""
 MAX_ROUNDS = 10_000
 """Chosen: rounds of all `for` loops in one rendering."""
+MAX_LOOP_DEPTH = 3
+"""Chosen: loops within loops; with `MAX_LISTED` it bounds what nested lists can grow to."""
+MAX_LISTED = 1000
+"""Chosen: values in all list, tuple and dict literals of one template."""
+MAX_INTEGER_BITS = 4096
+"""Chosen: a product beyond it is an attack."""
 MAX_EXPONENT = 16
 """Chosen: a prompt needs no powers beyond it."""
 
 _ALLOWED: tuple[type[nodes.Node], ...] = (
-    nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.NSRef, nodes.Const, nodes.Tuple,
+    nodes.Template, nodes.Output, nodes.TemplateData, nodes.Name, nodes.Const, nodes.Tuple,
     nodes.List, nodes.Dict, nodes.Pair, nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Filter, nodes.Test,
     nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.CondExpr, nodes.If, nodes.For,
-    nodes.Concat, nodes.BinExpr, nodes.UnaryExpr, nodes.Assign, nodes.Call, nodes.Keyword,
+    nodes.Concat, nodes.BinExpr, nodes.UnaryExpr, nodes.Call, nodes.Keyword,
 )  # fmt: skip
 _FILTERS = frozenset({
     "abs", "capitalize", "count", "d", "default", "first", "float", "int", "join", "last", "length",
@@ -73,11 +80,17 @@ class _Environment(ImmutableSandboxedEnvironment):
         if operator == "*" and any(sized):
             text, times = (left, right) if sized[0] else (right, left)
             _check_size(len(text) * times if isinstance(times, int) else 0)
+        if operator == "*" and _bits(left) + _bits(right) > MAX_INTEGER_BITS:
+            raise SecurityError("a product is too large")
         if operator == "**" and not (_small(left) and _small(right) and abs(right) <= MAX_EXPONENT):
             raise SecurityError(f"'**' takes numbers, and exponents up to {MAX_EXPONENT}")
         if operator == "+" and all(sized):
             _check_size(len(left) + len(right))
         return super().call_binop(context, operator, left, right)
+
+
+def _bits(value: object) -> int:
+    return value.bit_length() if isinstance(value, int) else 0
 
 
 def _small(value: object) -> bool:
@@ -93,8 +106,8 @@ def _finalize(value: object) -> object:
     """What `{{ }}` may print."""
     if value is None:
         raise SecurityError("a value is null; give it, or use '| default'")
-    if not isinstance(value, str | int | float | list | tuple | dict | jinja2.Undefined):
-        raise SecurityError(f"a {type(value).__name__} cannot be printed")
+    if not isinstance(value, str | int | float | jinja2.Undefined):
+        raise SecurityError(f"a {type(value).__name__} cannot be printed; use '| tojson' or '| join'")
     return value
 
 
@@ -114,7 +127,21 @@ def _replace(text: object, old: str, new: str) -> str:
 
 
 def _to_json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    parts, size = [], 0
+    for part in json.JSONEncoder(ensure_ascii=False).iterencode(value):
+        size += len(part)
+        _check_size(size)
+        parts.append(part)
+    return "".join(parts)
+
+
+def _on_text(builtin: Callable[..., object]) -> Callable[..., object]:
+    """A filter that would turn a whole list into text, kept to text and numbers."""
+
+    def checked(value: object, *args: object, **kwargs: object) -> object:
+        return builtin(str(_finalize(value)), *args, **kwargs)
+
+    return checked
 
 
 def _range(*bounds: int) -> range:
@@ -139,15 +166,23 @@ class _Budget:
 
 
 class _Tamer(NodeTransformer):
-    """Refuses what is not allowed; bounds loops and `~`."""
+    """Refuses what is not allowed; bounds loops and `~`. Counts the listed values and the loops it is in."""
+
+    def __init__(self) -> None:
+        self.n_listed = 0
+        self.loop_depth = 0
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(node, _ALLOWED):
             _refuse(node, f"'{type(node).__name__.lower()}' is not allowed in a suite's template")
+        if isinstance(node, nodes.List | nodes.Tuple | nodes.Dict):
+            self.n_listed += len(node.items)
+            if self.n_listed > MAX_LISTED:
+                _refuse(node, f"more than {MAX_LISTED:,} values are listed; make them a field of the sample")
         return super().visit(node, *args, **kwargs)
 
     def visit_Name(self, node: nodes.Name) -> nodes.Name:
-        if node.name.startswith("__"):
+        if node.name.startswith("__") or (node.name == "range" and node.ctx != "load"):
             _refuse(node, f"'{node.name}' is not a field of a sample")
         return node
 
@@ -174,7 +209,11 @@ class _Tamer(NodeTransformer):
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if node.recursive:
             _refuse(node, "recursive loops are not allowed")
+        self.loop_depth += 1
+        if self.loop_depth > MAX_LOOP_DEPTH:
+            _refuse(node, f"loops are nested deeper than {MAX_LOOP_DEPTH}")
         loop = self.generic_visit(node)
+        self.loop_depth -= 1
         assert isinstance(loop, nodes.For)
         counter = nodes.Getattr(nodes.Name("__budget", "load"), "rounds", "load")
         loop.iter = nodes.Call(counter, [loop.iter], [], None, None)
@@ -196,6 +235,8 @@ def _environment() -> _Environment:
         undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_finalize
     )
     environment.globals = {"range": _range}
+    for name in ("capitalize", "lower", "string", "title", "trim", "upper", "wordcount"):
+        environment.filters[name] = _on_text(environment.filters[name])
     environment.filters |= {"join": _join, "replace": _replace, "tojson": _to_json}
     return environment
 

@@ -511,16 +511,21 @@ RENDER_FAULTS = [
     ("'{{ \"\\ud800\" }}'", "half of a surrogate pair"),
     ('"' + "{{ x }}" * 10_000 + '"', "the template is longer than 65,536 characters"),
     ('"{{ ' + "(" * 2000 + "1" + ")" * 2000 + ' }}"', "too deeply nested or odd"),
+    ("\"{% set a = 'a' %}{{ a }}\"", "'assign' is not allowed in a suite's template"),
+    ("\"{% for a in ['a' * 9999] %}{{ a | replace('a', a) }}{% endfor %}\"", "text grows beyond 1,000,000"),
+    ("\"{% for a in ['a' * 9999] %}{{ a | join(a) }}{% endfor %}\"", "text grows beyond 1,000,000"),
+    ("\"{% for a in ['a' * 999999] %}{{ a + a }}{% endfor %}\"", "text grows beyond 1,000,000"),
+    ("\"{% for a in ['a' * 999999] %}{{ a ~ a }}{% endfor %}\"", "text grows beyond 1,000,000"),
+    ("\"{% for a in ['a' * 999999] %}{{ [a, a] | tojson }}{% endfor %}\"", "text grows beyond 1,000,000"),
     (
-        "\"{% set a = 'aaaaaaaaaa' %}" + "{% set a = a ~ a %}" * 40 + '{{ a }}"',
-        "text grows beyond 1,000,000 characters",
+        '"{% for range in [input.center] %}{{ range(10**9) }}{% endfor %}"',
+        "'range' is not a field of a sample",
     ),
-    (
-        "\"{% set a = 'a' * 9999 %}{{ a | replace('a', a) }}\"",
-        "text grows beyond 1,000,000 characters",
-    ),
-    ("\"{% set a = 'a' * 9999 %}{{ a | join(a) }}\"", "text grows beyond 1,000,000 characters"),
-    ("\"{% set a = 'a' * 999999 %}{{ a + a }}\"", "text grows beyond 1,000,000 characters"),
+    ('"' + "{% for a in 'x' %}" * 4 + "{% endfor %}" * 4 + '"', "loops are nested deeper than 3"),
+    ('"{{ [' + "1, " * 1001 + '] | length }}"', "more than 1,000 values are listed"),
+    ('"{{ [1] }}"', "a list cannot be printed; use '| tojson' or '| join'"),
+    ('"{{ [1] | upper }}"', "a list cannot be printed"),
+    ('"{{ ' + "(2 ** 16) ** 15 * " * 40 + '1 }}"', "a product is too large"),
 ]
 
 
@@ -540,7 +545,7 @@ def test_a_template_that_fails_or_attacks_is_refused(tmp_path: Path, prompt: str
         ({**ROW, "spans": {"c": [0, 9]}}, "spans.c: [0, 9] is not inside the 3 characters of 'input'"),
         ({**ROW, "spans": {"c": [2, 2]}}, "spans.c: [2, 2] is not inside"),
         ({**ROW, "spans": {"c": [-1, 2]}}, "spans.c: [-1, 2] is not inside"),
-        ({**ROW, "input": ["why"], "spans": {"c": [0, 99]}}, "characters of the rendered prompt"),
+        ({**ROW, "input": 5, "spans": {"c": [0, 99]}}, "characters of the rendered prompt"),
     ],
 )
 def test_a_sample_that_renders_wrongly_is_refused(
