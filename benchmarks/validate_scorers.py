@@ -59,8 +59,8 @@ def own_validations() -> tuple[ScorerValidation, ...]:
                 scorer,
                 examples,
                 dataset="hand-made answers: case, Unicode, punctuation, white space, partial words, negation",
-                label_source="does the text give the target as its answer: labelled by the project's authors, "
-                "who had seen them when the scorer was finished",
+                label_source="does the text give the target as its answer: labelled by the project's "
+                "authors, who had seen them when the scorer was finished",
             )
         )
     return tuple(found)
