@@ -19,6 +19,7 @@ from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
 from evalkit.attribution.capture import decomposed_positions
 from evalkit.attribution.cases import Case, choose_contrast
 from evalkit.attribution.features import describe
+from evalkit.errors import RunError
 from evalkit.models.cache import Progress, Step
 from evalkit.planning import Options, Prepared
 from evalkit.probes.pairs import Pair
@@ -39,7 +40,7 @@ from evalkit.records import (
 from evalkit.report import write_report
 from evalkit.results import tally
 from evalkit.scorers.validation import shipped_validations
-from evalkit.store import Answered, RunStore, StoredRun, count_runs, export_samples, new_run_folder, read_run, write_gate
+from evalkit.store import Answered, RunStore, count_runs, export_samples, new_run_folder, read_run, write_gate
 
 RUNS = Path("runs")
 """Where runs go without `--out`."""
@@ -69,6 +70,27 @@ def audit(options: Options, progress: Progress) -> Audited:
     write_report(folder)
     progress(Step("rendering the report", 1, 1))
     return Audited(folder, results, report)
+
+
+def run(options: Options, progress: Progress) -> tuple[Path, Results]:
+    """Only the probes: respond, score, and count."""
+    prepared = planning.prepare(options, progress)
+    with open_store(options, prepared) as store:
+        respond(prepared, store, progress)
+        return store.folder, conclude(prepared, store, progress)
+
+
+def attribute_run(folder: Path, progress: Progress, *, offline: bool = False) -> Results:
+    """Go on with a run that `run` began: attribute its failures and count again."""
+    manifest = read_run(folder).manifest
+    if manifest is None:
+        raise RunError(f"{folder}: no manifest.json here; start again with `evalkit run`")
+    options = planning.options_from(manifest.options, folder)._replace(offline=offline)
+    prepared = planning.prepare(options, progress)
+    with open_store(options, prepared) as store:
+        respond(prepared, store, progress)
+        attribute(prepared, store, progress)
+        return conclude(prepared, store, progress)
 
 
 def open_store(options: Options, prepared: Prepared) -> RunStore:
@@ -298,11 +320,6 @@ def judge(folder: Path, results: Results, prepared: Prepared) -> GateReport:
     report = gate.judge(results, prepared.plan.policy, None)
     write_gate(folder, report)
     return report
-
-
-def stored(folder: Path) -> StoredRun:
-    """A run directory, read and checked."""
-    return read_run(folder)
 
 
 def _now() -> str:

@@ -1,0 +1,95 @@
+"""Does a run stand by its own records? Each level includes those below.
+
+1. Every digest chain is whole and results.json belongs to it.
+2. Every count, interval, circuit and sentence of results.json, computed again from samples.jsonl,
+   attributions.jsonl and interventions.jsonl, is what results.json says; and report.pdf carries that
+   very results.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from evalkit import gate
+from evalkit.errors import ConfigError, EvidenceError
+from evalkit.records import Results
+from evalkit.results import tally
+from evalkit.store import StoredRun, read_run
+
+MEANING = {1: "digests", 2: "digests, and every count, interval and circuit computed again"}
+
+
+class Verified(NamedTuple):
+    """What was checked, line by line, and the level reached."""
+
+    level: int
+    lines: tuple[str, ...]
+
+    @property
+    def meaning(self) -> str:
+        """The level in words."""
+        return MEANING[self.level]
+
+
+def verify_run(target: Path) -> Verified:
+    """Check a run directory (or the report.pdf in one).
+
+    Raises:
+        ConfigError: there is no finished run.
+        EvidenceError: a file contradicts another; the first contradiction is named.
+    """
+    folder = target.parent if target.is_file() else target
+    if not folder.is_dir():
+        raise ConfigError(f"{target}: not found; name a run directory, or the report.pdf inside one")
+    run = read_run(folder)
+    if run.results is None:
+        raise ConfigError(f"{folder}: no results.json; finish the run with --resume")
+    lines = [
+        f"{len(run.samples)} samples, {len(run.attributions)} attributions, "
+        f"{len(run.interventions)} interventions: chains whole"
+    ]
+    lines.append(_recount(run, run.results))
+    lines.append(_pdf_carries(folder))
+    return Verified(2, tuple(lines))
+
+
+def _recount(run: StoredRun, results: Results) -> str:
+    again = tally(run.plan, run.samples, run.attributions, run.interventions)
+    for name in again._fields:
+        if getattr(again, name) != getattr(results, name):
+            raise EvidenceError(f"{run.folder / 'results.json'}: {_where(name, results, getattr(again, name))}")
+    judged = gate.judge(results.model_copy(update={"gates": ()}), run.plan.policy)
+    if judged.gates != results.gates:
+        raise EvidenceError(f"{run.folder / 'results.json'}: gates are not what the plan's policy gives")
+    return f"{len(results.failure_modes)} failure modes, {len(results.circuits)} circuits: computed again, equal"
+
+
+def _where(name: str, results: Results, again: object) -> str:
+    stated = getattr(results, name)
+    assert isinstance(stated, tuple) and isinstance(again, tuple)
+    if len(stated) != len(again):
+        return f"{name}: {len(stated)} entries, but the records give {len(again)}"
+    place = next(n for n, (a, b) in enumerate(zip(stated, again, strict=True)) if a != b)
+    if isinstance(stated[place], str):
+        return f"{name}.{place}: is not what the records give"
+    fields = [f for f in type(stated[place]).model_fields if getattr(stated[place], f) != getattr(again[place], f)]
+    return f"{name}.{place}.{fields[0]}: is not what the records give"
+
+
+def _pdf_carries(folder: Path) -> str:
+    pdf, results = folder / "report.pdf", folder / "results.json"
+    if not pdf.is_file():
+        return "report.pdf: not there, not checked"
+    import pikepdf
+
+    try:
+        with pikepdf.open(pdf) as document:
+            attached = {name: a.get_file().read_bytes() for name, a in document.attachments.items()}
+    except pikepdf.PdfError as error:
+        raise EvidenceError(f"{pdf}: cannot be read ({error})") from error
+    if attached.get("results.json") != results.read_bytes():
+        raise EvidenceError(f"{pdf}: the results.json attached to it is not the one beside it")
+    digest = hashlib.sha256(results.read_bytes()).hexdigest()
+    return f"report.pdf carries results.json {digest[:16]}…"
