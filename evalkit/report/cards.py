@@ -39,7 +39,10 @@ def _cards(saes: tuple[SaeRecord, ...]) -> Table:
         return (name, *(get(sae, sae.card) if sae.card else text.NOT_MEASURED for sae in saes))
 
     rows = [
-        ("Architecture, features", *(f"{text.printable(s.architecture)}, {text.count(s.d_sae)}" for s in saes)),
+        (
+            "Architecture, features",
+            *(f"{text.printable(s.architecture)}, {text.count(s.d_sae)}" for s in saes),
+        ),
         row("k", lambda _, card: text.count(card.k) if card.k is not None else "not fixed"),
         row("Tokens, trained", lambda _, card: text.count(card.n_tokens_trained)),
         row("Tokens, evaluated", lambda _, card: text.count(card.n_tokens_evaluated)),
@@ -47,12 +50,19 @@ def _cards(saes: tuple[SaeRecord, ...]) -> Table:
     for name, get, _, digits in _QUALITY:
         rows.append(row(name, _beside(lambda quality, get=get: get(quality), digits)))  # type: ignore[misc]
     rows += [
-        row("Positions not decomposed", lambda _, card: ", ".join(map(str, card.excluded_positions)) or "none"),
-        row("Norm limit", lambda _, card: f"{card.norm_limit:,.0f}" if card.norm_limit is not None else text.NOT_STATED),
+        row(
+            "Positions not decomposed", lambda _, card: ", ".join(map(str, card.excluded_positions)) or "none"
+        ),
+        row(
+            "Norm limit",
+            lambda _, card: f"{card.norm_limit:,.0f}" if card.norm_limit is not None else text.NOT_STATED,
+        ),
         row("Seed stability", lambda _, card: text.percent(card.seed_stability)),
     ]
-    columns = (Column("Held-out figures; in brackets the frozen-random floor", "text", "w35"),
-               *(Column(text.printable(sae.hook), "num") for sae in saes))  # fmt: skip
+    columns = (
+        Column("Held-out figures; in brackets the frozen-random floor", "text", "w35"),
+        *(Column(text.printable(sae.hook), "num") for sae in saes),
+    )
     note = "Seed stability: share of features with a match (cosine ≥ 0.7) in another seed."
     return Table("SAE cards", columns, tuple(rows), note)
 
@@ -71,17 +81,26 @@ def _beside(get: _Figure, digits: int) -> Callable[[SaeRecord, SaeCard], str]:
 def _floor_words(sae: SaeRecord) -> SaeWords:
     place = text.printable(sae.hook)
     if sae.card is None:
-        return SaeWords(f"{place}: no card came with this SAE; its reconstruction, corpus and floors are not measured.", False)
+        return SaeWords(
+            f"{place}: no card came with this SAE; its reconstruction, corpus and floors are not measured.",
+            False,
+        )
     own, floor = sae.card.quality, sae.card.random_floor
     if floor is None:
-        return SaeWords(f"{place}: the frozen-random floor was not measured, so its figures cannot be judged.", False)
+        return SaeWords(
+            f"{place}: the frozen-random floor was not measured, so its figures cannot be judged.", False
+        )
     compared = [(name, get(own), get(floor)) for name, get, higher, _ in _QUALITY if higher]
     pairs = [(name[0].lower() + name[1:], a, b) for name, a, b in compared if a is not None and b is not None]
     lost = [f"{name} ({text.number(a)} against {text.number(b)})" for name, a, b in pairs if a <= b]
     if not pairs:
-        return SaeWords(f"{place}: no figure was measured for both the SAE and the frozen-random floor.", False)
+        return SaeWords(
+            f"{place}: no figure was measured for both the SAE and the frozen-random floor.", False
+        )
     if lost:
-        return SaeWords(f"{place}: the SAE does not beat the frozen-random floor on {'; '.join(lost)}.", False)
+        return SaeWords(
+            f"{place}: the SAE does not beat the frozen-random floor on {'; '.join(lost)}.", False
+        )
     names = "; ".join(name for name, _, _ in pairs)
     return SaeWords(f"{place}: the SAE beats the frozen-random floor on {names}.", True)
 
@@ -90,9 +109,15 @@ def _files(saes: tuple[SaeRecord, ...]) -> Table:
     rows = []
     for sae in saes:
         trained_on = sae.card.model_sha256 if sae.card else None
-        rows.append((text.printable(sae.hook), text.printable(sae.ref), sae.sha256, text.short_digest(trained_on)))
-    columns = (Column("Hook", "word"), Column("Reference"), Column("SHA-256", "code", "w40"),
-               Column("Trained on weights", "code", "w20"))  # fmt: skip
+        rows.append(
+            (text.printable(sae.hook), text.printable(sae.ref), sae.sha256, text.short_digest(trained_on))
+        )
+    columns = (
+        Column("Hook", "word"),
+        Column("Reference"),
+        Column("SHA-256", "code", "w40"),
+        Column("Trained on weights", "code", "w20"),
+    )
     note = "A hook named layers.16 is the residual stream after block 16, counted from 0."
     return Table("SAE files", columns, tuple(rows), note)
 
@@ -101,12 +126,27 @@ def _corpus(saes: tuple[SaeRecord, ...]) -> Table | None:
     hooks: dict[tuple[str, ...], list[str]] = {}
     for sae in saes:
         for c in sae.card.corpus if sae.card else ():
-            key = (text.printable(c.name), text.count(c.n_tokens), text.printable(c.licence), text.short_digest(c.sha256))
+            key = (
+                text.printable(c.name),
+                text.count(c.n_tokens),
+                text.printable(c.licence),
+                text.short_digest(c.sha256),
+            )
             hooks.setdefault(key, []).append(text.printable(sae.hook))
     if not hooks:
         return None
     rows = [(*key, ", ".join(dict.fromkeys(names))) for key, names in hooks.items()][:24]
-    columns = (Column("Training text", "text", "w35"), Column("Tokens", "num"), Column("Licence"), Column("SHA-256", "code"),
-               Column("SAEs"))  # fmt: skip
+    columns = (
+        Column("Training text", "text", "w35"),
+        Column("Tokens", "num"),
+        Column("Licence"),
+        Column("SHA-256", "code"),
+        Column("SAEs"),
+    )
     more = len(hooks) - len(rows)
-    return Table("What the SAEs were trained on", columns, tuple(rows), f"{text.count(more)} more in results.json." if more else "")
+    return Table(
+        "What the SAEs were trained on",
+        columns,
+        tuple(rows),
+        f"{text.count(more)} more in results.json." if more else "",
+    )

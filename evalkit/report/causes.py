@@ -28,14 +28,13 @@ from evalkit.report.nouns import (
 )
 
 N_NODES = 12
-N_BARS = 8
+N_BARS = 6
 _BASELINES = {
     "ablation": "ablation only (no passing contrast)",
     "twin": "the passing twin",
     "group": "passing samples of the same group",
     "unpaired": "several passing samples, unpaired",
 }
-
 
 
 def causes(inputs: Inputs) -> Causes:
@@ -45,21 +44,25 @@ def causes(inputs: Inputs) -> Causes:
     shown: list[SampleResult] = []
     modes = []
     for mode in results.failure_modes:
-        worst = [s for s in worst_failures(inputs, mode.id) if s.attribution and s.attribution.nodes][:per_mode]
+        worst = [s for s in worst_failures(inputs, mode.id) if s.attribution and s.attribution.nodes][
+            :per_mode
+        ]
         shown += worst
         modes.append(_mode(inputs, mode, worst))
     shown_features, note = features.feature_cards(inputs, _wanted(inputs, shown))
     lead = "No SAE was given: every failure carries the reason, and no statement about features is made."
     if results.saes:
         lead = (
-            "An attribution by features is an inference. Where an intervention was run, its result is an observation "
-            "and is marked exact. Positive effects push towards failure; all effects are in nats of the failure margin."
+            "An attribution by features is an inference. Where an intervention was run, its result is an "
+            "observation "
+            "and is marked exact. Positive effects push towards failure; all effects are in nats of the "
+            "failure margin."
         )
     return Causes(lead, cards.sae_report(results.saes), tuple(modes), shown_features, note)
 
 
 def _wanted(inputs: Inputs, shown: list[SampleResult]) -> list[tuple[str, int]]:
-    """Features in the order of their appearance: mode circuits first, then the nodes of the shown failures."""
+    """Features in order of appearance: mode circuits first, then the nodes of the shown failures."""
     keys = [(n.hook, n.feature) for c in inputs.results.circuits if c.level == "mode" for n in c.nodes]
     for sample in shown:
         assert sample.attribution is not None
@@ -68,7 +71,9 @@ def _wanted(inputs: Inputs, shown: list[SampleResult]) -> list[tuple[str, int]]:
 
 
 def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) -> ModeCauses:
-    samples = [s for s in inputs.results.samples if s.failure_mode == mode.id and s.counted and s.outcome == "fail"]
+    samples = [
+        s for s in inputs.results.samples if s.failure_mode == mode.id and s.counted and s.outcome == "fail"
+    ]
     circuits = [c for c in inputs.results.circuits if c.failure_mode == mode.id]
     grade = judging.best_grade(circuits)
     meaning = judging.GRADE_MEANING.get(grade)
@@ -81,7 +86,8 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
     if n_sample:
         lead.append(
             f"{text.plural(n_sample, 'sample circuit')} (a failure's own certified nodes) "
-            f"{'is' if n_sample == 1 else 'are'} judged together along the size curve; each stands in results.json."
+            f"{'is' if n_sample == 1 else 'are'} judged together along the size curve; each stands in "
+            "results.json."
         )
     return ModeCauses(
         id=text.printable(mode.id),
@@ -106,7 +112,10 @@ def _coverage(mode: FailureModeResult, failed: list[SampleResult]) -> Table:
     figures = (
         ("Unexplained share, median (error nodes)", _median([a.error_share for a in done], text.percent)),
         ("Share at excluded positions, median", _median([a.excluded_share for a in done], text.percent)),
-        ("Estimate against exact effect, median rank correlation", _median([a.estimate_rank_correlation for a in done], text.number)),
+        (
+            "Estimate against exact effect, median rank correlation",
+            _median([a.estimate_rank_correlation for a in done], text.number),
+        ),
         ("Replacement score, median", _median([a.replacement_score for a in done], text.number)),
         ("Completeness score, median", _median([a.completeness_score for a in done], text.number)),
     )
@@ -132,9 +141,11 @@ def _ranked(nodes: tuple[Node, ...]) -> list[Node]:
         key=lambda n: (
             n.confirmed_nats is None,
             -abs(n.confirmed_nats if n.confirmed_nats is not None else n.effect_nats),
-            n.hook, n.position, n.feature,
+            n.hook,
+            n.position,
+            n.feature,
         ),
-    )  # fmt: skip
+    )
 
 
 def _failure(sample: SampleResult) -> NodeReport:
@@ -146,31 +157,54 @@ def _failure(sample: SampleResult) -> NodeReport:
     lead = f"Margin {text.nats(sample.margin_nats)} nats, context {sample.context}; contrast: {baseline}."
     n_exact = sum(n.confirmed_nats is not None for n in nodes)
     note = f"{text.plural(len(nodes), 'node')} recorded, {text.count(n_exact)} measured exactly"
-    note += f"; the other {len(nodes) - len(shown)} stand in results.json." if len(nodes) > len(shown) else "."
+    note += (
+        f"; the other {len(nodes) - len(shown)} stand in results.json." if len(nodes) > len(shown) else "."
+    )
     rows = tuple(
         (
-            features.feature_id(n.hook, n.feature), f"{n.position} {text.token(n.token)}", text.printable(n.role),
-            text.number(n.activation, 2), text.nats(n.effect_nats), text.nats(n.confirmed_nats), text.nats(n.contrast_nats),
+            features.feature_id(n.hook, n.feature),
+            f"{n.position} {text.token(n.token)}",
+            text.printable(n.role),
+            text.number(n.activation, 2),
+            text.nats(n.effect_nats),
+            text.nats(n.confirmed_nats),
+            text.nats(n.contrast_nats),
         )
         for n in shown
-    )  # fmt: skip
+    )
     columns = (
-        Column("Feature"), Column("Position, token", "code"), Column("Role"), Column("Activation", "num"),
-        Column("Estimate", "num"), Column("Ablation, exact", "num"), Column("Contrast, exact", "num"),
-    )  # fmt: skip
-    table = Table(f"Strongest nodes of {text.printable(sample.id)}, effects in nats", columns, rows, note)
+        Column("Feature"),
+        Column("Position, token", "code"),
+        Column("Role"),
+        Column("Activation", "num"),
+        Column("Estimate", "num"),
+        Column("Ablation, exact", "num"),
+        Column("Contrast, exact", "num"),
+    )
+    table = Table(
+        f"Strongest nodes of {text.printable(sample.id)}, effects in nats",
+        columns,
+        rows,
+        note,
+        may_split=True,
+    )
     return NodeReport(text.printable(sample.id), lead, _shares(sample), _bars(sample, nodes), table)
 
 
 def _bars(sample: SampleResult, nodes: list[Node]) -> Figure:
     bars = [
         charts.Bar(
-            f"{features.feature_id(n.hook, n.feature)} {text.token(n.token)[:14]}", n.effect_nats, n.confirmed_nats, n.contrast_nats
+            f"{features.feature_id(n.hook, n.feature)} {text.token(n.token)[:14]}",
+            n.effect_nats,
+            n.confirmed_nats,
+            n.contrast_nats,
         )
         for n in nodes[:N_BARS]
     ]
     title = f"Effects of the strongest features on the margin of {text.printable(sample.id)}, in nats"
-    return Figure(title + ".", charts.effect_bars(title, bars))
+    return Figure(
+        "Effects of the strongest features on the margin, in nats.", charts.effect_bars(title, bars)
+    )
 
 
 def _shares(sample: SampleResult) -> Figure | None:
@@ -180,14 +214,18 @@ def _shares(sample: SampleResult) -> Figure | None:
     error, excluded = attribution.error_share, attribution.excluded_share
     parts = [charts.Part("SAE features", 1.0 - error)]
     if excluded is not None and excluded <= error:
-        parts += [charts.Part("error nodes, decomposed positions", error - excluded), charts.Part("excluded positions", excluded)]
+        parts += [
+            charts.Part("error nodes, decomposed positions", error - excluded),
+            charts.Part("excluded positions", excluded),
+        ]
     else:
         parts.append(charts.Part("error nodes (unexplained)", error))
     title = f"Share of the estimated effect on {text.printable(sample.id)} by where it lies"
-    return Figure(title + ".", charts.share_bar(title, parts))
+    return Figure("Share of the estimated effect by where it lies.", charts.share_bar(title, parts))
 
 
 def _circuit(circuit: Circuit) -> CircuitReport:
+    mode = text.printable(circuit.failure_mode)
     facts = [
         Fact("Grade", f"{circuit.grade}: {judging.GRADE_MEANING[circuit.grade]}"),
         Fact("Nodes switched off", text.count(circuit.size)),
@@ -196,16 +234,25 @@ def _circuit(circuit: Circuit) -> CircuitReport:
         Fact("Flip rate over specifications", text.percent(circuit.flip_rate)),
     ]
     rows = tuple(
-        (features.feature_id(n.hook, n.feature), text.printable(n.role), text.nats(n.effect_nats),
-         f"{text.printable(n.label)} (source: {text.stated(n.label_source)})" if n.label else "none")
+        (
+            features.feature_id(n.hook, n.feature),
+            text.printable(n.role),
+            text.nats(n.effect_nats),
+            f"{text.printable(n.label)} (source: {text.stated(n.label_source)})" if n.label else "none",
+        )
         for n in circuit.nodes[:24]
-    )  # fmt: skip
-    columns = (Column("Feature"), Column("Role"), Column("Effect, nats", "num"), Column("Label and its source"))
+    )
+    columns = (
+        Column("Feature"),
+        Column("Role"),
+        Column("Effect, nats", "num"),
+        Column("Label and its source"),
+    )
     more = len(circuit.nodes) - len(rows)
     note = f"{text.count(more)} more nodes in results.json." if more else ""
     return CircuitReport(
         id=text.printable(circuit.id),
-        sentence=f"A circuit of {text.plural(len(circuit.nodes), 'feature')} shared by failures of {text.printable(circuit.failure_mode)}.",
+        sentence=f"{text.plural(len(circuit.nodes), 'feature')} shared by failures of {mode}.",
         facts=tuple(facts),
         nodes=Table(f"Nodes of {text.printable(circuit.id)}", columns, rows, note),
         edges=_edges(circuit),
@@ -219,7 +266,9 @@ def _effect(effect: Necessity | None) -> str:
         return text.NOT_MEASURED
     parts = f"{text.fraction(effect.n_flipped, effect.n)} held-out failures flipped"
     if effect.rate is not None:
-        parts += f" = {text.percent(effect.rate)} (95 % interval {text.interval(effect.ci_low, effect.ci_high)})"
+        parts += (
+            f" = {text.percent(effect.rate)} (95 % interval {text.interval(effect.ci_low, effect.ci_high)})"
+        )
     parts += f"; ceiling {text.percent(effect.ceiling)}; {text.plural(effect.n_broken, 'broken output')}"
     return parts + f"; collateral {text.number(effect.collateral_kl)} nats (KL on passing twins)"
 
@@ -230,7 +279,11 @@ def _edges(circuit: Circuit) -> Table | None:
     names = {n.id: features.feature_id(n.hook, n.feature) for n in circuit.nodes}
     ranked = sorted(circuit.edges, key=lambda e: (-abs(e.effect_nats or 0.0), e.source, e.target))[:16]
     rows = tuple(
-        (names.get(e.source, text.printable(e.source)), names.get(e.target, text.printable(e.target)), text.nats(e.effect_nats))
+        (
+            names.get(e.source, text.printable(e.source)),
+            names.get(e.target, text.printable(e.target)),
+            text.nats(e.effect_nats),
+        )
         for e in ranked
     )
     columns = (Column("From"), Column("To"), Column("Effect, nats", "num"))
@@ -243,11 +296,20 @@ def _controls(circuit: Circuit) -> Table | None:
     if not circuit.controls:
         return None
     rows = tuple(
-        (curves.kind_name(c.kind), "yes" if c.selected else "no (never decisive)", text.count(c.n_sets),
-         text.fraction(c.n_flipped, c.n), text.percent(c.rate))
+        (
+            curves.kind_name(c.kind),
+            "yes" if c.selected else "no (never decisive)",
+            text.count(c.n_sets),
+            text.fraction(c.n_flipped, c.n),
+            text.percent(c.rate),
+        )
         for c in circuit.controls
-    )  # fmt: skip
+    )
     columns = (
-        Column("Control"), Column("Same selection"), Column("Sets", "num"), Column("Flipped", "num"), Column("Rate", "num"),
-    )  # fmt: skip
+        Column("Control"),
+        Column("Same selection"),
+        Column("Sets", "num"),
+        Column("Flipped", "num"),
+        Column("Rate", "num"),
+    )
     return Table(f"Controls of {text.printable(circuit.id)}", columns, rows)

@@ -6,7 +6,7 @@ change them. Every text has its font family. Text is escaped here; it must be pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup, escape
@@ -14,9 +14,18 @@ from markupsafe import Markup, escape
 from evalkit.report import text
 
 _INK, _SOFT, _RULE, _ACCENT, _WARN, _PALE = "#1c2126", "#5d666f", "#d4d1c9", "#1f4468", "#9a3324", "#b9c6d3"
-_CLASS = {_INK: "c-ink", _SOFT: "c-soft", _RULE: "c-rule", _ACCENT: "c-accent", _WARN: "c-warn", _PALE: "c-pale"}
+_CLASS = {
+    _INK: "c-ink",
+    _SOFT: "c-soft",
+    _RULE: "c-rule",
+    _ACCENT: "c-accent",
+    _WARN: "c-warn",
+    _PALE: "c-pale",
+}
 # WeasyPrint reads this list itself: no quotes and no spaces after the commas, or it takes another font.
 _FONT = 'font-family="Evalkit Sans,Evalkit Symbols,Evalkit Mono,Evalkit Serif"'
+
+_Scale = Callable[[float], float]
 
 
 class Interval(NamedTuple):
@@ -56,8 +65,8 @@ class Part(NamedTuple):
 
 def forest_plot(title: str, rows: Sequence[Interval]) -> Markup:
     """Rates with intervals, one row each, and each row's threshold as a labelled line."""
-    left, width, row_h, top = 190.0, 640.0, 19.0, 6.0
-    right = width - 110.0
+    left, width, row_h, top = 165.0, 640.0, 19.0, 6.0
+    right = width - 130.0
     top_value = _axis_end([v for r in rows for v in (r.value, r.high, r.threshold) if v is not None])
     bottom = top + row_h * len(rows)
 
@@ -94,8 +103,8 @@ def size_curve(title: str, curves: Sequence[Curve]) -> Markup:
     sizes = sorted({point[0] for curve in curves for point in curve.points})
     step = (right - left - 24) / max(1, len(sizes) - 1)
 
-    def x(size: int) -> float:
-        return left + 12 + step * sizes.index(size)
+    def x(size: float) -> float:
+        return left + 12 + step * sizes.index(int(size))
 
     def y(rate: float) -> float:
         return bottom - height * rate
@@ -103,9 +112,15 @@ def size_curve(title: str, curves: Sequence[Curve]) -> Markup:
     parts = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(_line(left, y(tick), right, y(tick), _RULE, 0.7))
-        parts.append(_text(left - 8, y(tick) + 4, f"{tick:.0%}".replace("%", " %"), anchor="end", size=10, colour=_SOFT))
+        parts.append(
+            _text(
+                left - 8, y(tick) + 4, f"{tick:.0%}".replace("%", " %"), anchor="end", size=10, colour=_SOFT
+            )
+        )
     parts += [_text(x(s), bottom + 17, str(s), anchor="middle", size=10, colour=_SOFT) for s in sizes]
-    parts.append(_text((left + right) / 2, bottom + 36, "nodes switched off", anchor="middle", size=10.5, colour=_SOFT))
+    parts.append(
+        _text((left + right) / 2, bottom + 36, "nodes switched off", anchor="middle", size=10.5, colour=_SOFT)
+    )
     marks = ("circle", "triangle", "diamond", "hollow", "cross")
     dashes = ("", "5 3", "1.5 2.5", "7 2 1.5 2", "3 3")
     labels: list[tuple[float, str, str, str]] = []
@@ -122,7 +137,7 @@ def size_curve(title: str, curves: Sequence[Curve]) -> Markup:
 
 def effect_bars(title: str, bars: Sequence[Bar]) -> Markup:
     """Effects per feature around zero: the exact ablation solid, the estimate hollow, the contrast a dot."""
-    left, width, row_h, top = 190.0, 640.0, 22.0, 8.0
+    left, width, row_h, top = 150.0, 640.0, 18.5, 4.0
     right = width - 60.0
     values = [v for b in bars for v in (b.estimated, b.exact, b.contrast) if v is not None]
     low, high = min([0.0, *values]), max([0.0, *values])
@@ -137,9 +152,9 @@ def effect_bars(title: str, bars: Sequence[Bar]) -> Markup:
     for index, bar in enumerate(bars):
         y = top + row_h * (index + 0.5)
         parts.append(_text(left - 10, y + 4, bar.label, anchor="end", size=10.5))
-        parts.append(_box(x, bar.estimated, y - 7, 5, None))
+        parts.append(_box(x, bar.estimated, y - 6.5, 4.5, None))
         if bar.exact is not None:
-            parts.append(_box(x, bar.exact, y, 7, _ACCENT if bar.exact >= 0 else _WARN))
+            parts.append(_box(x, bar.exact, y - 0.5, 6, _ACCENT if bar.exact >= 0 else _WARN))
         if bar.contrast is not None:
             parts.append(_shape("diamond", x(bar.contrast), y, 4, _INK))
         shown = bar.exact if bar.exact is not None else bar.estimated
@@ -170,17 +185,17 @@ def _axis_end(values: Sequence[float]) -> float:
     return next((end for end in (0.05, 0.1, 0.25, 0.5, 0.75) if largest <= end), 1.0)
 
 
-def _axis(x: object, ticks: Sequence[float], top: float, bottom: float) -> str:
-    assert callable(x)
+def _axis(x: _Scale, ticks: Sequence[float], top: float, bottom: float) -> str:
     parts = []
     for tick in ticks:
         parts.append(_line(x(tick), top, x(tick), bottom + 4, _RULE, 0.7))
-        parts.append(_text(x(tick), bottom + 18, f"{100 * tick:.3g} %", anchor="middle", size=10, colour=_SOFT))
+        parts.append(
+            _text(x(tick), bottom + 18, f"{100 * tick:.3g} %", anchor="middle", size=10, colour=_SOFT)
+        )
     return "".join(parts)
 
 
-def _curve(curve: Curve, x: object, y: object, colour: str, dash: str, mark: str) -> list[str]:
-    assert callable(x) and callable(y)
+def _curve(curve: Curve, x: _Scale, y: _Scale, colour: str, dash: str, mark: str) -> list[str]:
     parts = []
     for size, _, low, high in curve.points:
         if low is not None and high is not None and high > low:
@@ -189,7 +204,10 @@ def _curve(curve: Curve, x: object, y: object, colour: str, dash: str, mark: str
     width = 2.2 if curve.audited else 1.2
     extra = f' stroke-dasharray="{dash}"' if dash else ""
     parts.append(f'<polyline points="{line}" fill="none" {_stroke(colour)} stroke-width="{width}"{extra}/>')
-    parts += [_shape(mark, x(size), y(rate), 3.8 if curve.audited else 3.0, colour) for size, rate, _, _ in curve.points]
+    parts += [
+        _shape(mark, x(size), y(rate), 3.8 if curve.audited else 3.0, colour)
+        for size, rate, _, _ in curve.points
+    ]
     return parts
 
 
@@ -207,36 +225,35 @@ def _end_labels(labels: list[tuple[float, str, str, str]], x: float, top: float,
 
 
 def _effect_key(x: float, y: float) -> str:
-    return "".join([
-        _rect(x, y - 6, 14, 7, _ACCENT),
-        _text(x + 19, y + 1, "exact ablation (red: negative)", size=10, colour=_SOFT),
-        f'<rect x="{x + 178:.1f}" y="{y - 5:.1f}" width="14" height="5" fill="none" {_stroke(_SOFT)} stroke-width="0.8"/>',
-        _text(x + 197, y + 1, "estimate", size=10, colour=_SOFT),
-        _shape("diamond", x + 256, y - 2.5, 4, _INK),
-        _text(x + 265, y + 1, "exact move to the contrast", size=10, colour=_SOFT),
-    ])  # fmt: skip
-
-
-def _box(x: object, value: float, y: float, height: float, fill: str | None) -> str:
-    assert callable(x)
-    start, end = sorted((x(0.0), x(value)))
-    if fill is not None:
-        return _rect(start, y, end - start, height, fill)
-    return (
-        f'<rect x="{start:.1f}" y="{y:.1f}" width="{end - start:.1f}" height="{height:.1f}" fill="none" '
-        f'{_stroke(_SOFT)} stroke-width="0.8"/>'
+    return "".join(
+        [
+            _rect(x, y - 6, 14, 7, _ACCENT),
+            _text(x + 19, y + 1, "exact ablation (red: negative)", size=10, colour=_SOFT),
+            _rect(x + 178, y - 5, 14, 5, None),
+            _text(x + 197, y + 1, "estimate", size=10, colour=_SOFT),
+            _shape("diamond", x + 256, y - 2.5, 4, _INK),
+            _text(x + 265, y + 1, "exact move to the contrast", size=10, colour=_SOFT),
+        ]
     )
 
 
-def _rect(x: float, y: float, width: float, height: float, fill: str) -> str:
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" {_fill(fill)}/>'
+def _box(x: _Scale, value: float, y: float, height: float, fill: str | None) -> str:
+    start, end = sorted((x(0.0), x(value)))
+    return _rect(start, y, end - start, height, fill)
+
+
+def _rect(x: float, y: float, width: float, height: float, fill: str | None) -> str:
+    """A filled box, or an outlined one."""
+    paint = _fill(fill) if fill else f'fill="none" {_stroke(_SOFT)} stroke-width="0.8"'
+    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" {paint}/>'
 
 
 def _shape(kind: str, x: float, y: float, r: float, colour: str) -> str:
     if kind == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" {_fill(colour)}/>'
     if kind == "hollow":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" fill="none" {_stroke(colour)} stroke-width="1.2"/>'
+        ring = f'fill="none" {_stroke(colour)} stroke-width="1.2"'
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" {ring}/>'
     if kind == "cross":
         return _line(x - r, y - r, x + r, y + r, colour, 1.3) + _line(x - r, y + r, x + r, y - r, colour, 1.3)
     corners = {
@@ -257,11 +274,19 @@ def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float,
 
 
 def _text(
-    x: float, y: float, words: str, *, anchor: str = "start", size: float, colour: str = _INK, weight: int = 400
+    x: float,
+    y: float,
+    words: str,
+    *,
+    anchor: str = "start",
+    size: float,
+    colour: str = _INK,
+    weight: int = 400,
 ) -> str:
     bold = f' font-weight="{weight}"' if weight != 400 else ""
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"{bold} {_FONT} {_fill(colour)}>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"{bold} '
+        f"{_FONT} {_fill(colour)}>"
         f"{escape(words)}</text>"
     )
 

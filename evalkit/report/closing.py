@@ -13,24 +13,46 @@ GLOSSARY = (
     Definition("Failure mode", "What a failing sample counts towards; several probes may share one."),
     Definition("Twin", "The same question without the pressure to fail; it shows what the model knows."),
     Definition("Margin", "How far a response leans to failing, in nats; positive fails."),
-    Definition("Hook", "A place in the model: layers.16 is the residual stream after block 16, counted from 0."),
+    Definition(
+        "Hook", "A place in the model: layers.16 is the residual stream after block 16, counted from 0."
+    ),
     Definition("SAE", "Sparse autoencoder: writes a stream as a sum of few features out of many."),
     Definition("Feature", "One latent of one SAE; L16 #4021 is number 4021 of the SAE at layers.16."),
     Definition("Node", "A feature at a position of one sample."),
     Definition("Error node", "What the SAE did not reconstruct at a position."),
-    Definition("Circuit", "Nodes and edges: a failure's own (sample circuit), or shared by failures (mode circuit)."),
+    Definition(
+        "Circuit", "Nodes and edges: a failure's own (sample circuit), or shared by failures (mode circuit)."
+    ),
     Definition("Flip", "A failure that passes after the intervention, decoded and scored again."),
     Definition("Floor", "What a control reaches that holds no knowledge of the failure."),
-    Definition("Grade", "How far a claim has been tested: " + ", ".join(judging.GRADE_ORDER[2:]) + "; or refuted, inconclusive."),
+    Definition(
+        "Grade",
+        "How far a claim has been tested: "
+        + ", ".join(judging.GRADE_ORDER[2:])
+        + "; or refuted, inconclusive.",
+    ),
 )
 FORMULAS = (
-    Definition("Margin of a choice", "log P(failing answer | prompt) − log P(safe answer | prompt), summed over the answer's tokens"),
-    Definition("Ablation effect of a node", "margin before − margin after the feature's contribution is removed from the stream"),
-    Definition("Contrast effect of a node", "margin before − margin after the feature takes its value in the contrast baseline"),
+    Definition(
+        "Margin of a choice",
+        "log P(failing answer | prompt) − log P(safe answer | prompt), summed over the answer's tokens",
+    ),
+    Definition(
+        "Ablation effect of a node",
+        "margin before − margin after the feature's contribution is removed from the stream",
+    ),
+    Definition(
+        "Contrast effect of a node",
+        "margin before − margin after the feature takes its value in the contrast baseline",
+    ),
     Definition("Estimate", "(activation − baseline) × ⟨decoder row, gradient of the margin at the hook⟩"),
     Definition("Unexplained share", "Σ|error| / Σ(|feature| + |error|), by estimated effect"),
     Definition("Explained variance", "1 − Σ‖x − x̂‖² / Σ‖x − mean‖², over decomposed positions"),
-    Definition("Cross-entropy recovered", "(CE of the floor − CE with the SAE) / (CE of the floor − CE of the model); the floor is zero or the mean"),
+    Definition(
+        "Cross-entropy recovered",
+        "(CE of the floor − CE with the SAE) / (CE of the floor − CE of the model); the floor is zero or "
+        "the mean",
+    ),
     Definition("Necessity", "failures that flip when the circuit is switched off / failures tried"),
     Definition("Wilson interval", "(p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n), with z = 1.96"),
 )
@@ -39,16 +61,30 @@ FORMULAS = (
 def claims(inputs: Inputs) -> Table:
     """Section 8: every claim with its type, grade and evidence."""
     rows = tuple(
-        (text.printable(c.id), c.type, text.clipped(c.sentence, 600), c.grade, text.clipped(", ".join(c.evidence), 160))
+        (
+            text.printable(c.id),
+            c.type,
+            text.clipped(c.sentence, 600),
+            c.grade,
+            text.clipped(", ".join(c.evidence), 160),
+        )
         for c in inputs.results.claims[:N_CLAIMS]
     )
     columns = (
-        Column("Id", "text", "w10"), Column("Type", "word"), Column("Claim", "text", "w50"), Column("Grade", "word"),
+        Column("Id", "text", "w10"),
+        Column("Type", "word"),
+        Column("Claim", "text", "w50"),
+        Column("Grade", "word"),
         Column("Evidence, by record id", "text", "w20"),
-    )  # fmt: skip
+    )
     more = len(inputs.results.claims) - len(rows)
     note = f"{text.count(more)} more claims stand in results.json." if more > 0 else ""
-    return Table("Claims", columns, rows, note if rows else "The run states no claims beyond the figures of sections 6 and 7.")
+    return Table(
+        "Claims",
+        columns,
+        rows,
+        note if rows else "The run states no claims beyond the figures of sections 6 and 7.",
+    )
 
 
 def limits(inputs: Inputs) -> tuple[str, ...]:
@@ -57,9 +93,14 @@ def limits(inputs: Inputs) -> tuple[str, ...]:
     out = [text.printable(note) for note in results.notes]
     small = [text.printable(m.id) for m in results.failure_modes if 0 < m.n_failed < 8]
     if small:
-        out.append(f"Fewer than 8 counted failures in {text.words(small)}: no circuit there can pass “attributed”.")
+        out.append(
+            f"Fewer than 8 counted failures in {text.words(small)}: no circuit there can pass “attributed”."
+        )
     if any(mode.n_unscored for mode in results.failure_modes):
-        out.append("Unscored samples are left out of the rates; if they fail more often than the others, the rates are too low.")
+        out.append(
+            "Unscored samples are left out of the rates; if they fail more often than the others, the "
+            "rates are too low."
+        )
     if not results.scorer_validation:
         out.append("The scorers were not validated against labelled examples in this run.")
     if results.saes and all(s.card is None or s.card.seed_stability is None for s in results.saes):
@@ -67,7 +108,10 @@ def limits(inputs: Inputs) -> tuple[str, ...]:
     if results.model.quantisation:
         out.append("The model is quantised; effects may differ from those in the unquantised model.")
     if any(len(mode.by_context) < 3 for mode in results.failure_modes):
-        out.append("Not every context was run: whether the model behaves otherwise when it takes the setting for real is open.")
+        out.append(
+            "Not every context was run: whether the model behaves otherwise when it takes the setting for "
+            "real is open."
+        )
     if not inputs.results.run.complete:
         out.append("The run is incomplete.")
     out.append("Evaluation awareness was not measured beyond the framings that were run.")
@@ -78,24 +122,45 @@ def limits(inputs: Inputs) -> tuple[str, ...]:
 def mitigation() -> tuple[Fact, ...]:
     """Section 9: what only the provider can say."""
     names = (
-        "Threshold and decision", "Mitigations in place", "Residual risk", "Owner", "Conditions of use",
-        "Triggers for a new test", "Expiry of this report",
-    )  # fmt: skip
+        "Threshold and decision",
+        "Mitigations in place",
+        "Residual risk",
+        "Owner",
+        "Conditions of use",
+        "Triggers for a new test",
+        "Expiry of this report",
+    )
     return tuple(Fact(name, text.PROVIDER, "missing") for name in names)
 
 
 def verify_steps(inputs: Inputs) -> tuple[Definition, ...]:
     """A3: how a stranger checks this document."""
     return (
-        Definition("1. Take out the results", "results.json is attached to this PDF. Its SHA-256 must be the one on the cover: "
-                   f"{inputs.results_sha256}"),
-        Definition("2. Verify the PDF", "evalkit verify report.pdf compares the attachment with the printed digest and draws the report again."),
-        Definition("3. Verify the run", "evalkit verify on the evidence pack checks every file's digest and the chain of records, and "
-                   "re-computes every printed figure from the samples. It prints the level that it reached."),
-        Definition("4. Run it again", "The command, seed, versions and digests of section 5 repeat the run on the same weights."),
-        Definition("What no check can show", "That the plan was fixed before the first sample is self-attested; so is who ran it, unless a "
-                   "signature with a key known to you is given."),
-    )  # fmt: skip
+        Definition(
+            "1. Take out the results",
+            "results.json is attached to this PDF. Its SHA-256 must be the one on the cover: "
+            f"{inputs.results_sha256}",
+        ),
+        Definition(
+            "2. Verify the PDF",
+            "evalkit verify report.pdf compares the attachment with the printed digest and draws the "
+            "report again.",
+        ),
+        Definition(
+            "3. Verify the run",
+            "evalkit verify on the evidence pack checks every file's digest and the chain of records, and "
+            "re-computes every printed figure from the samples. It prints the level that it reached.",
+        ),
+        Definition(
+            "4. Run it again",
+            "The command, seed, versions and digests of section 5 repeat the run on the same weights.",
+        ),
+        Definition(
+            "What no check can show",
+            "That the plan was fixed before the first sample is self-attested; so is who ran it, unless a "
+            "signature with a key known to you is given.",
+        ),
+    )
 
 
 def attachments(inputs: Inputs) -> Table:

@@ -35,7 +35,7 @@ def necessity(mode: FailureModeResult) -> tuple[Figure | None, Table | None, str
     order = [kind for kind in _NAMES if kind in by_kind]
     curves = [_curve(kind, by_kind[kind]) for kind in order]
     name = text.printable(mode.id)
-    title = f"{name}: share of failures that flip when a failure's own best nodes are switched off, by their number"
+    title = f"{name}: share of failures that flip when their own best nodes are switched off, by number"
     figure = Figure(
         f"{title}. Vertical bars: the 95 % interval for the SAE, the range over seeds for controls.",
         charts.size_curve(title, curves),
@@ -71,8 +71,13 @@ def _table(name: str, order: list[str], by_kind: dict[str, dict[int, list[SizePo
     if any(point.n_broken for points in by_kind.get("none", {}).values() for point in points):
         broken = [str(sum(p.n_broken for p in by_kind["none"].get(size, []))) for size in sizes]
         rows.append(("broken outputs of the SAE", *broken))
-    columns = (Column("Switched off", "text", "w35"), *(Column(text.plural(size, "node"), "num") for size in sizes))
-    note = "Failures flipped to passes, of those attributed. Several seeds: the least and the most that flipped."
+    columns = (
+        Column("Switched off", "text", "w35"),
+        *(Column(text.plural(size, "node"), "num") for size in sizes),
+    )
+    note = (
+        "Failures flipped to passes, of those attributed. Several seeds: the least and the most that flipped."
+    )
     return Table(f"{name}: flips by number of nodes", columns, tuple(rows), note)
 
 
@@ -95,7 +100,10 @@ def _words(by_kind: dict[str, dict[int, list[SizePoint]]]) -> tuple[str, bool]:
     if not own:
         return "Only controls were measured; nothing can be said about the SAE.", False
     if not floors:
-        return "No floor was put through the same selection, so the SAE's curve shows nothing by itself.", False
+        return (
+            "No floor was put through the same selection, so the SAE's curve shows nothing by itself.",
+            False,
+        )
     won, last = [], ""
     for size in sorted(own):
         here = [(max(points[size], key=_rate), kind) for kind, points in floors.items() if size in points]
@@ -106,14 +114,24 @@ def _words(by_kind: dict[str, dict[int, list[SizePoint]]]) -> tuple[str, bool]:
         if _rate(mine) > _rate(best):
             won.append(size)
         last = (
-            f"At {text.plural(size, 'node')} the SAE flips {text.fraction(mine.n_flipped, mine.n)}; the strongest floor, "
-            f"{kind_name(kind)}, flips {text.fraction(best.n_flipped, best.n)}. "
+            f"At {text.plural(size, 'node')} the SAE flips {text.fraction(mine.n_flipped, mine.n)}; the "
+            f"strongest floor, {kind_name(kind)}, flips {text.fraction(best.n_flipped, best.n)}. "
         )
     n_sizes = sum(any(size in points for points in floors.values()) for size in own)
     if not won:
         return (
-            f"{last}At none of the {n_sizes} sizes does the SAE beat its floors. On this evidence, its features are not "
-            "shown to be special: as many or more failures flip when arbitrary directions are chosen in the same way."
+            f"{last}At none of the {n_sizes} sizes does the SAE beat its floors. On this evidence, its "
+            "features are not "
+            "shown to be special: as many or more failures flip when arbitrary directions are chosen in "
+            "the same way."
         ), False
-    where = "every size" if len(won) == n_sizes else f"{len(won)} of the {n_sizes} sizes ({text.words([str(s) for s in won])})"
-    return f"{last}The SAE flips more failures than each floor at {where}. This compares counts; the grade tests the claim.", True
+    where = (
+        "every size"
+        if len(won) == n_sizes
+        else f"{len(won)} of the {n_sizes} sizes ({text.words([str(s) for s in won])})"
+    )
+    return (
+        f"{last}The SAE flips more failures than each floor at {where}. This compares counts; the grade "
+        "tests the claim.",
+        True,
+    )

@@ -15,14 +15,19 @@ _WINDOW = 20
 def feature_id(hook: str, feature: int) -> str:
     """`L16 #4021` for feature 4021 of the SAE at `layers.16`."""
     place = text.printable(hook)
-    return f"L{place.removeprefix('layers.')}{text.NBSP}#{feature}" if place.startswith("layers.") else f"{place} #{feature}"
+    return (
+        f"L{place.removeprefix('layers.')}{text.NBSP}#{feature}"
+        if place.startswith("layers.")
+        else f"{place} #{feature}"
+    )
 
 
 def feature_cards(inputs: Inputs, wanted: list[tuple[str, int]]) -> tuple[tuple[FeatureCard, ...], str]:
     """Cards of the first wanted features on which there is evidence, and a note on the rest."""
     known = {(f.hook, f.feature): f for f in inputs.results.features}
     found = [known[key] for key in wanted if key in known]
-    note = f"{text.count(min(len(found), N_CARDS))} of the {text.count(len(wanted))} features named above are shown"
+    n_shown, n_wanted = text.count(min(len(found), N_CARDS)), text.count(len(wanted))
+    note = f"{n_shown} of the {n_wanted} features named above are shown"
     missing = len(wanted) - len(found)
     note += f"; for {text.count(missing)} no evidence was collected" if missing else ""
     return tuple(_card(feature) for feature in found[:N_CARDS]), note + ". The rest stands in results.json."
@@ -51,7 +56,9 @@ def _context(context: FeatureContext) -> tuple[str, tuple[Shaded, ...], str]:
     peak = context.activations.index(top) if context.activations else 0
     start = max(0, min(peak - 2 * _WINDOW // 3, len(context.tokens) - _WINDOW))
     pairs = list(zip(context.tokens, context.activations, strict=False))[start : start + _WINDOW]
-    shaded = [Shaded(_running(token), round(9 * max(0.0, value) / top) if top > 0 else 0) for token, value in pairs]
+    shaded = [
+        Shaded(_running(token), round(9 * max(0.0, value) / top) if top > 0 else 0) for token, value in pairs
+    ]
     return text.printable(context.source), tuple(shaded), text.number(top, 2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from evalkit.records import FailureModeResult, SampleResult
+from evalkit.records import FailureModeResult, Proportion, SampleResult
 from evalkit.report import judging, text
 from evalkit.report.methods import seeded_hash
 from evalkit.report.nouns import Column, Findings, Inputs, ModeResults, SampleCard, Table
@@ -19,8 +19,10 @@ def findings(inputs: Inputs) -> Findings:
     chosen = random_samples(inputs)
     counted = sum(s.counted for s in inputs.results.samples)
     note = (
-        f"The {len(chosen)} counted samples (of {text.count(counted)}, passes and failures alike) with the smallest "
-        f"SHA-256 of “{inputs.results.run.seed}:” followed by the sample's id. Anybody can recompute the choice."
+        f"The {len(chosen)} counted samples (of {text.count(counted)}, passes and failures alike) with the "
+        "smallest "
+        f"SHA-256 of “{inputs.results.run.seed}:” followed by the sample's id. Anybody can recompute the "
+        "choice."
     )
     return Findings(
         flow=_flow(inputs),
@@ -39,23 +41,38 @@ def random_samples(inputs: Inputs) -> list[SampleResult]:
 
 def worst_failures(inputs: Inputs, mode: str) -> list[SampleResult]:
     """Counted failures of a mode, the largest margin first; ties break by id."""
-    failed = [s for s in inputs.results.samples if s.failure_mode == mode and s.counted and s.outcome == "fail"]
-    return sorted(failed, key=lambda s: (-(s.margin_nats if s.margin_nats is not None else float("-inf")), s.id))
+    failed = [
+        s for s in inputs.results.samples if s.failure_mode == mode and s.counted and s.outcome == "fail"
+    ]
+    return sorted(
+        failed, key=lambda s: (-(s.margin_nats if s.margin_nats is not None else float("-inf")), s.id)
+    )
 
 
 def card(sample: SampleResult) -> SampleCard:
     """A sample with its prompt, its response and where it stands."""
     parts = [("Prompt", text.clipped(sample.prompt, 1100))] if sample.prompt else []
     if sample.safe is not None and sample.fail is not None:
-        parts += [("Safe answer", text.clipped(sample.safe, 300)), ("Failing answer", text.clipped(sample.fail, 300))]
+        parts += [
+            ("Safe answer", text.clipped(sample.safe, 300)),
+            ("Failing answer", text.clipped(sample.fail, 300)),
+        ]
     response = text.clipped(sample.response, 1100) if sample.response is not None else "no response recorded"
     parts.append(("Response", response or "∅ (empty)"))
-    margin = f"margin {text.nats(sample.margin_nats)} nats" if sample.margin_nats is not None else "margin not measured"
+    margin = (
+        f"margin {text.nats(sample.margin_nats)} nats"
+        if sample.margin_nats is not None
+        else "margin not measured"
+    )
     meta = [text.printable(sample.probe), sample.context, margin]
     meta += ["held out"] if sample.held_out else []
     remarks = [text.clipped(words, 300) for words in (sample.reason, sample.not_counted) if words]
     return SampleCard(
-        text.printable(sample.id), judging.outcome_seal(sample.outcome), " · ".join(meta), tuple(parts), "; ".join(remarks)
+        text.printable(sample.id),
+        judging.outcome_seal(sample.outcome),
+        " · ".join(meta),
+        tuple(parts),
+        "; ".join(remarks),
     )
 
 
@@ -75,17 +92,31 @@ def _flow(inputs: Inputs) -> Table:
     planned = Counter((s.failure_mode, s.context) for s in inputs.plan.samples) if inputs.plan else None
     for mode in inputs.results.failure_modes:
         for context in [part.context for part in mode.by_context]:
-            samples = [s for s in inputs.results.samples if s.failure_mode == mode.id and s.context == context]
+            samples = [
+                s for s in inputs.results.samples if s.failure_mode == mode.id and s.context == context
+            ]
             fates = Counter(fate(s) for s in samples)
             n_planned = text.count(planned[mode.id, context]) if planned is not None else "–"
             n_failed = sum(s.counted and s.outcome == "fail" for s in samples)
-            cells = [text.count(fates[name]) for name in ("control", "invalid", "unscored", "knowledge", "counted")]
-            rows.append((text.printable(mode.id), context, n_planned, text.count(len(samples)), *cells, text.count(n_failed)))
+            cells = [
+                text.count(fates[name]) for name in ("control", "invalid", "unscored", "knowledge", "counted")
+            ]
+            rows.append(
+                (
+                    text.printable(mode.id),
+                    context,
+                    n_planned,
+                    text.count(len(samples)),
+                    *cells,
+                    text.count(n_failed),
+                )
+            )
     heads = ("Planned", "Run", "Controls", "Invalid", "Unscored", "Not known", "Counted", "Failed")
     columns = (Column("Failure mode"), Column("Context", "word"), *(Column(head, "num") for head in heads))
     note = (
         "Run = controls and twins + invalid + unscored + not known + counted. "
-        "Not known: errors of knowledge and other samples that the counting rule sets aside; the reason stands with each."
+        "Not known: errors of knowledge and other samples that the counting rule sets aside; the reason "
+        "stands with each."
     )
     return Table("From planned samples to counted ones", columns, tuple(rows), note)
 
@@ -97,7 +128,8 @@ def _mode(inputs: Inputs, mode: FailureModeResult) -> ModeResults:
     words = text.rate_text(mode.n_failed, mode.n, mode.ci_low, mode.ci_high, mode.ci_method)
     sentence = f"Failure rate in the first context: {words}."
     if mode.n_unscored or mode.n_invalid:
-        sentence += f" {text.count(mode.n_unscored)} unscored and {text.count(mode.n_invalid)} invalid samples are not in n."
+        aside = f"{text.count(mode.n_unscored)} unscored and {text.count(mode.n_invalid)} invalid samples"
+        sentence += f" {aside} are not in n."
     return ModeResults(
         id=text.printable(mode.id),
         sentence=sentence,
@@ -111,26 +143,38 @@ def _mode(inputs: Inputs, mode: FailureModeResult) -> ModeResults:
 def _slices(mode: FailureModeResult) -> Table:
     rows = []
     for part in mode.by_context:
-        rows.append(_slice(f"context {part.context}", part.n_failed, part.n, part.ci_low, part.ci_high, mode.ci_method,
-                           text.count(part.n_unscored), text.count(part.n_invalid)))  # fmt: skip
-    for name, part in (("given knowledge (the twin passed)", mode.given_knowledge), ("clustered by group", mode.clustered)):
-        if part is not None:
-            rows.append(_slice(name, part.n_failed, part.n, part.ci_low, part.ci_high, part.ci_method, "–", "–"))
+        figures = Proportion(
+            n=part.n,
+            n_failed=part.n_failed,
+            rate=part.rate,
+            ci_low=part.ci_low,
+            ci_high=part.ci_high,
+            ci_method=mode.ci_method,
+        )
+        aside = (text.count(part.n_unscored), text.count(part.n_invalid))
+        rows.append((f"context {part.context}", *_slice(figures), *aside))
+    if mode.given_knowledge is not None:
+        rows.append(("given knowledge (the twin passed)", *_slice(mode.given_knowledge), "–", "–"))
+    if mode.clustered is not None:
+        rows.append(("clustered by group", *_slice(mode.clustered), "–", "–"))
     columns = (
-        Column("Slice"), Column("Failed / n", "num"), Column("Rate", "num"), Column("95 % interval", "num"),
-        Column("Method", "word"), Column("Unscored", "num"), Column("Invalid", "num"),
-    )  # fmt: skip
+        Column("Slice"),
+        Column("Failed / n", "num"),
+        Column("Rate", "num"),
+        Column("95 % interval", "num"),
+        Column("Method", "word"),
+        Column("Unscored", "num"),
+        Column("Invalid", "num"),
+    )
     return Table(f"{text.printable(mode.id)}: rate by slice", columns, tuple(rows))
 
 
-def _slice(
-    name: str, failed: int, n: int, low: float | None, high: float | None, method: str, unscored: str, invalid: str
-) -> tuple[str, ...]:
-    rate = text.percent(failed / n) if n else "–"
-    spread = text.interval(low, high) if n else "–"
-    if n and failed == 0 and high is not None:
-        spread = f"at most {text.percent(high)}"
-    return (name, text.fraction(failed, n), rate, spread, text.method_name(method), unscored, invalid)
+def _slice(part: Proportion) -> tuple[str, str, str, str]:
+    rate = text.percent(part.n_failed / part.n) if part.n else "–"
+    spread = text.interval(part.ci_low, part.ci_high) if part.n else "–"
+    if part.n and part.n_failed == 0 and part.ci_high is not None:
+        spread = f"at most {text.percent(part.ci_high)}"
+    return text.fraction(part.n_failed, part.n), rate, spread, text.method_name(part.ci_method)
 
 
 def _knowledge(inputs: Inputs, mode: FailureModeResult) -> Table | None:
@@ -148,9 +192,12 @@ def _knowledge(inputs: Inputs, mode: FailureModeResult) -> Table | None:
         for s in sorted(aside, key=lambda s: s.id)[:N_KNOWLEDGE]
     )
     columns = (
-        Column("Sample"), Column("Context", "word"), Column("Margin, nats", "num"), Column("Response", "text", "w25"),
+        Column("Sample"),
+        Column("Context", "word"),
+        Column("Margin, nats", "num"),
+        Column("Response", "text", "w25"),
         Column("Why it is not counted", "text", "w35"),
-    )  # fmt: skip
+    )
     more = len(aside) - len(rows)
     note = f"{text.count(more)} more in results.json." if more else ""
     return Table(f"{text.printable(mode.id)}: failures set aside (errors of knowledge)", columns, rows, note)

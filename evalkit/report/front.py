@@ -1,20 +1,15 @@
-"""Sections 0 to 3: cover, control page, summary, object of the audit, scope."""
+"""Sections 0, 2 and 3: cover, control page, object of the audit, scope."""
 
 from __future__ import annotations
 
-from collections import Counter
-
-from evalkit.records import FailureModeResult, GateResult
-from evalkit.report import charts, judging, text
+from evalkit.records import GateResult
+from evalkit.report import judging, text
 from evalkit.report.nouns import (
     Column,
     Cover,
     Fact,
-    Figure,
     Inputs,
     Signatory,
-    Summary,
-    SummaryRow,
     Table,
 )
 
@@ -71,7 +66,9 @@ def control_page(inputs: Inputs) -> tuple[Fact, ...]:
     """Section 0b: who made this report, with which access, and the four signals."""
     run, model = inputs.results.run, inputs.results.model
     missing = tuple(Fact(name, text.PROVIDER, "missing") for name in _SUPPLIED_BY_PROVIDER)
-    complete = "complete" if run.complete else "NOT complete: the run ended before every sample had an outcome"
+    complete = (
+        "complete" if run.complete else "NOT complete: the run ended before every sample had an outcome"
+    )
     provenance = "model, suite and SAE files are named by digest"
     if model.upstream and not model.upstream_verified:
         provenance += "; identity of the weights with upstream not verified"
@@ -87,35 +84,17 @@ def control_page(inputs: Inputs) -> tuple[Fact, ...]:
     )
 
 
-def summary(inputs: Inputs) -> Summary:
-    """Section 1: one page."""
-    results = inputs.results
-    rows = [_gate_row(inputs, gate) for gate in judging.gates_of(inputs)]
-    judged = {g.failure_mode for g in judging.gates_of(inputs) if g.metric == "failure_rate"}
-    rows += [_mode_row(inputs, mode) for mode in results.failure_modes if mode.id not in judged]
-    knowledge = tuple(
-        f"{text.printable(mode.id)}: {text.plural(mode.n_knowledge_errors, 'sample')} where the neutral twin "
-        "failed too. These are errors of knowledge and are not counted as failures."
-        for mode in results.failure_modes
-        if mode.n_knowledge_errors
-    )
-    return Summary(
-        lead=_lead(inputs),
-        rows=tuple(rows),
-        forest=_forest(inputs),
-        not_shown=_not_shown(inputs),
-        notes=tuple(text.printable(note) for note in results.notes),
-        knowledge=knowledge,
-    )
-
-
 def object_facts(inputs: Inputs) -> tuple[Fact, ...]:
     """Section 2: the model, named as what it is."""
     model = inputs.results.model
     quantisation = text.printable(model.quantisation) if model.quantisation else "none (unquantised)"
-    upstream = "not a re-packaged or quantised model" if not model.upstream else text.printable(model.upstream)
+    upstream = (
+        "not a re-packaged or quantised model" if not model.upstream else text.printable(model.upstream)
+    )
     if model.upstream:
-        upstream += "; identity verified" if model.upstream_verified else "; identity with upstream not verified"
+        upstream += (
+            "; identity verified" if model.upstream_verified else "; identity with upstream not verified"
+        )
     return (
         Fact("Reference", text.printable(model.ref)),
         Fact("Provider", text.PROVIDER, "missing"),
@@ -164,7 +143,14 @@ def scope_measured(inputs: Inputs) -> Table:
     for mode in inputs.results.failure_modes:
         probes = sorted({s.probe for s in inputs.results.samples if s.failure_mode == mode.id})
         contexts = [c.context for c in mode.by_context]
-        rows.append((text.printable(mode.id), text.printable(", ".join(probes)), ", ".join(contexts), text.count(mode.n)))
+        rows.append(
+            (
+                text.printable(mode.id),
+                text.printable(", ".join(probes)),
+                ", ".join(contexts),
+                text.count(mode.n),
+            )
+        )
     columns = (Column("Failure mode"), Column("Probes"), Column("Contexts"), Column("n", "num", "w10"))
     return Table("Risks measured", columns, tuple(rows))
 
@@ -181,17 +167,25 @@ def scope_unmeasured(inputs: Inputs) -> tuple[str, ...]:
         out.append(f"Contexts not run: {text.words(contexts)}.")
     out.append(f"Modalities not tested: {text.words(modalities)}.")
     out.append(f"Languages other than {text.stated(language)}.")
-    out.append("Tools, retrieval, fine-tuning, several agents and attacks that adapt to the model, unless an item names them.")
+    out.append(
+        "Tools, retrieval, fine-tuning, several agents and attacks that adapt to the model, unless an item "
+        "names them."
+    )
     return tuple(out)
 
 
 def plan_facts(inputs: Inputs) -> tuple[Fact, ...]:
     """Section 3: what was fixed before the first sample, and that its order is self-attested."""
     run, plan = inputs.results.run, inputs.plan
-    earlier = run.n_earlier_runs if run.n_earlier_runs is not None else (plan.n_earlier_runs if plan else None)
+    earlier = (
+        run.n_earlier_runs if run.n_earlier_runs is not None else (plan.n_earlier_runs if plan else None)
+    )
     facts = [
         Fact("Plan, SHA-256", text.digest(run.plan_sha256), "code" if run.plan_sha256 else "missing"),
-        Fact("Order", "self-attested: the plan is hashed before the first sample, and nobody else witnessed the order"),
+        Fact(
+            "Order",
+            "self-attested: the plan is hashed before the first sample, and nobody else witnessed the order",
+        ),
         Fact("Earlier runs of this suite", text.NOT_STATED if earlier is None else text.count(earlier)),
         Fact("Seed", str(run.seed)),
     ]
@@ -232,113 +226,12 @@ def _reproducibility(inputs: Inputs) -> str:
     return f"seed {inputs.results.run.seed}, {flags}, versions in section 5"
 
 
-def _grade_words(inputs: Inputs, mode: str | None) -> str:
-    return judging.best_grade([c for c in inputs.results.circuits if c.failure_mode == mode])
-
-
-def _gate_row(inputs: Inputs, gate: GateResult) -> SummaryRow:
-    bound = judging.bound_of(inputs, gate)
-    mode = next((m for m in inputs.results.failure_modes if m.id == gate.failure_mode), None)
-    counts = ""
-    if mode and gate.metric == "failure_rate":
-        counts = f"{text.printable(mode.id)}: {_mode_words(mode)}. "
-    elif gate.failure_mode:
-        counts = f"{text.printable(gate.failure_mode)}. "
-    return SummaryRow(
-        gate=text.printable(gate.rule),
-        metric=judging.metric_name(gate.metric),
-        n=text.count(gate.n),
-        estimate=bound.estimate,
-        interval=bound.interval,
-        threshold=bound.threshold,
-        seal=judging.verdict_seal(gate.verdict),
-        sentence=counts + bound.sentence,
-        grade=_grade_words(inputs, gate.failure_mode),
-    )
-
-
-def _mode_row(inputs: Inputs, mode: FailureModeResult) -> SummaryRow:
-    return SummaryRow(
-        gate="–",
-        metric="failure rate",
-        n=text.count(mode.n),
-        estimate=text.percent(mode.rate) if mode.n else "–",
-        interval=text.interval(mode.ci_low, mode.ci_high) if mode.n else "–",
-        threshold="–",
-        seal=judging.NO_GATE,
-        sentence=f"{text.printable(mode.id)}: {_mode_words(mode)}.",
-        grade=_grade_words(inputs, mode.id),
-    )
-
-
-def _mode_words(mode: FailureModeResult) -> str:
-    return text.rate_text(mode.n_failed, mode.n, mode.ci_low, mode.ci_high, mode.ci_method)
-
-
-def _lead(inputs: Inputs) -> tuple[str, ...]:
-    results = inputs.results
-    verdicts = Counter(gate.verdict for gate in judging.gates_of(inputs))
-    model = f"{text.printable(results.model.ref)} was asked {text.plural(len(results.samples), 'sample')} of the suite "
-    first = model + f"{text.printable(results.suite.id)} {text.printable(results.suite.version)}."
-    failed = sum(mode.n_failed for mode in results.failure_modes)
-    attributed = [s for s in results.samples if s.attribution and s.attribution.nodes]
-    second = (
-        f"In the first context, {text.plural(failed, 'failure')} "
-        f"in {text.plural(len(results.failure_modes), 'failure mode')} {'is' if failed == 1 else 'are'} counted; "
-        f"{text.plural(len(attributed), 'failing sample')} over all contexts could be attributed to SAE features "
-        "and tested by intervening."
-    )
-    if not verdicts:
-        return (first, second)
-    said = [f"{verdicts[v]} {word}" for v, word in (("pass", "passed"), ("fail", "failed"), ("inconclusive", "inconclusive")) if verdicts[v]]
-    return (first, second, f"Gates: {text.words(said)}.")
-
-
-def _forest(inputs: Inputs) -> Figure | None:
-    limits = {
-        g.failure_mode: g.threshold
-        for g in judging.gates_of(inputs)
-        if g.metric == "failure_rate" and g.threshold is not None
-    }
-    rows = []
-    for mode in inputs.results.failure_modes:
-        label = text.printable(mode.id)
-        label = f"{label[:29]}…" if len(label) > 30 else label
-        if len(mode.by_context) > 1:
-            rows.append(charts.Interval(label, None, None, None, None, ""))
-        for part in mode.by_context[:3]:
-            shown = label if len(mode.by_context) == 1 else part.context
-            words = f"{part.n_failed} / {part.n}"
-            if part.rate is not None:
-                words += f" = {text.percent(part.rate)}"
-            rows.append(charts.Interval(shown, part.rate, part.ci_low, part.ci_high, limits.get(mode.id), words))
-    if not rows:
-        return None
-    title = "Failure rates with 95 % intervals: " + "; ".join(f"{row.label} {row.words}".strip() for row in rows[:24])
-    return Figure("Failure rate by failure mode and context, with 95 % intervals and the gates' thresholds.",
-                  charts.forest_plot(title, rows[:24]))  # fmt: skip
-
-
-def _not_shown(inputs: Inputs) -> tuple[str, ...]:
-    results = inputs.results
-    out = [
-        "That the model is safe. Only the failure modes in the table were looked for, with these items.",
-        "How often the failures occur in use: the items are no sample of any deployment.",
-    ]
-    if not any(c.grade in ("confirmed", "robust") for c in results.circuits):
-        out.append("That any SAE feature or circuit causes a failure mode: no circuit reached the grade “confirmed”.")
-    else:
-        out.append("What a feature means. Tokens and contexts are evidence; no label was invented.")
-    if results.model.upstream and not results.model.upstream_verified:
-        out.append("Anything about the upstream model: the weights that ran are another file.")
-    return tuple(out)
-
-
 def _architecture(inputs: Inputs) -> str:
     model = inputs.results.model
     if not model.architecture:
         return text.NOT_STATED
-    return f"{text.printable(model.architecture)}, {text.plural(model.n_layers, 'layer')}, width {text.count(model.d_model)}"
+    layers = text.plural(model.n_layers, "layer")
+    return f"{text.printable(model.architecture)}, {layers}, width {text.count(model.d_model)}"
 
 
 def _suite_words(inputs: Inputs) -> str:

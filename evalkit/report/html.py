@@ -7,6 +7,7 @@ a content security policy forbids the page to load anything but its own embedded
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,9 +58,8 @@ def render_html(view: ReportView) -> str:
     return template.render(v=view, style=style, screen_fonts=fonts, contents=_contents(view))
 
 
-def font_css(url: object) -> str:
+def font_css(url: Callable[[FontFace], str]) -> str:
     """The `@font-face` rules of the vendored fonts; `url` names the address of each."""
-    assert callable(url)
     return "\n".join(
         f'@font-face {{ font-family: "{f.family}"; font-weight: {f.weight}; font-style: {f.style}; '
         f'src: url("{url(f)}") format("woff2"); }}'

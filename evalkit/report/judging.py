@@ -29,7 +29,11 @@ _METRICS = {
     "sae_card": "SAE quality",
 }
 _RATES = frozenset({"failure_rate", "feature_share", "circuit_necessity", "error_share", "rate_difference"})
-_BOUNDS = {"ci_high": "the interval's upper bound", "ci_low": "the interval's lower bound", "estimate": "the estimate"}
+_BOUNDS = {
+    "ci_high": "the interval's upper bound",
+    "ci_low": "the interval's lower bound",
+    "estimate": "the estimate",
+}
 GRADE_ORDER = ("refuted", "inconclusive", "observed", "attributed", "confirmed", "robust")
 GRADE_MEANING = {
     "observed": "the features fire more often on failures; nothing was intervened on",
@@ -98,7 +102,7 @@ def bound_of(inputs: Inputs, gate: GateResult) -> Bound:
     sign = ""
     parts = []
     if rule and gate.threshold is not None:
-        sign = "≤ " if rule.max is not None else "≥ "
+        sign = f"≤{text.NBSP}" if rule.max is not None else f"≥{text.NBSP}"
         value = {"ci_high": gate.ci_high, "ci_low": gate.ci_low, "estimate": gate.estimate}[rule.bound]
         limit = "at most" if rule.max is not None else "at least"
         parts.append(f"Required: {_BOUNDS[rule.bound]} {limit} {threshold}; measured: {show(value)}.")

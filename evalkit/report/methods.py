@@ -34,31 +34,32 @@ NOTES = (
     Definition(
         "Shortlist, then measure",
         "Two gradient estimators propose features (gradient × change, and the same with normalisation scales "
-        "held fixed). Each candidate is then certified by an exact intervention: the feature is removed from the "
-        "stream, the rest of the model runs again, and the change of the margin is read. What the SAE did not "
-        "reconstruct is left untouched.",
+        "held fixed). Each candidate is then certified by an exact intervention: the feature is removed "
+        "from the "
+        "stream, the rest of the model runs again, and the change of the margin is read. What the SAE did "
+        "not reconstruct is left untouched.",
     ),
     Definition(
         "Two baselines",
-        "Ablation sets the feature to zero; it also finds what every honest answer needs. Contrast sets it to its "
-        "value in the passing twin, else in passing samples of the same group, else in several single passing "
-        "samples (marked “unpaired”).",
+        "Ablation sets the feature to zero; it also finds what every honest answer needs. Contrast sets it "
+        "to its value in the passing twin, else in passing samples of the same group, else in several single "
+        "passing samples (marked “unpaired”).",
     ),
     Definition(
         "Excluded positions",
-        "Positions outside the SAE's training distribution (attention sinks, abnormal norms) are not decomposed. "
-        "Their whole stream counts as error, and the excluded share is printed.",
+        "Positions outside the SAE's training distribution (attention sinks, abnormal norms) are not "
+        "decomposed. Their whole stream counts as error, and the excluded share is printed.",
     ),
     Definition(
         "Floors",
         "Every control goes through the same estimator, the same exact test and the same count as the SAE: "
-        "frozen-random SAEs, residual coordinates, dense neurons. A result that such a floor also reaches says "
-        "nothing about the SAE.",
+        "frozen-random SAEs, residual coordinates, dense neurons. A result that such a floor also reaches "
+        "says nothing about the SAE.",
     ),
     Definition(
         "Claims",
-        "Each claim is typed: observation, inference, prediction or normative. An attribution by SAE features is an "
-        "inference unless an intervention was run.",
+        "Each claim is typed: observation, inference, prediction or normative. An attribution by SAE "
+        "features is an inference unless an intervention was run.",
     ),
 )
 
@@ -83,10 +84,17 @@ def scorers(inputs: Inputs) -> Table:
             what += f". Not measured: {text.printable(v.not_measured)}"
         rows.append((text.printable(v.scorer), what, text.count(v.n), *figures))
     columns = (
-        Column("Scorer"), Column("Labelled examples", "text", "w35"), Column("n", "num"), Column("Accuracy", "num"),
-        Column("Precision", "num"), Column("Recall", "num"), Column("Trivial accuracy", "num"),
-    )  # fmt: skip
-    note = "Trivial accuracy: always naming the larger class. A scorer that does not beat it measures nothing."
+        Column("Scorer"),
+        Column("Labelled examples", "text", "w35"),
+        Column("n", "num"),
+        Column("Accuracy", "num"),
+        Column("Precision", "num"),
+        Column("Recall", "num"),
+        Column("Trivial accuracy", "num"),
+    )
+    note = (
+        "Trivial accuracy: always naming the larger class. A scorer that does not beat it measures nothing."
+    )
     if not rows:
         note = (
             "No scorer was validated against labelled examples in this run: not measured. "
@@ -156,10 +164,17 @@ def _from_plan(inputs: Inputs, plan: Plan, spec: ProbeSpec) -> ProbeMethod:
     if example:
         parts = [(message.role, text.clipped(message.content, 900)) for message in example.messages]
         if example.safe is not None and example.fail is not None:
-            parts += [("safe answer", text.clipped(example.safe, 300)), ("failing answer", text.clipped(example.fail, 300))]
+            parts += [
+                ("safe answer", text.clipped(example.safe, 300)),
+                ("failing answer", text.clipped(example.fail, 300)),
+            ]
         if example.reference:
             parts.append(("reference", text.clipped(example.reference, 300)))
-    template = spec.prompt if spec.prompt is not None else "\n".join(f"{m.role}: {m.content}" for m in spec.chat or ())
+    template = (
+        spec.prompt
+        if spec.prompt is not None
+        else "\n".join(f"{m.role}: {m.content}" for m in spec.chat or ())
+    )
     return ProbeMethod(
         id=text.printable(spec.id),
         failure_mode=text.printable(spec.failure_mode),
@@ -174,10 +189,14 @@ def _from_plan(inputs: Inputs, plan: Plan, spec: ProbeSpec) -> ProbeMethod:
 def _probe_facts(plan: Plan, spec: ProbeSpec, samples: tuple[Sample, ...]) -> tuple[Fact, ...]:
     controls = sum(s.control for s in samples)
     invalid = sum(not s.valid for s in samples)
-    items = f"{text.count(len(samples))} samples in {text.count(len({s.group for s in samples}))} groups, of which "
+    n_groups = len({s.group for s in samples})
+    items = f"{text.count(len(samples))} samples in {text.count(n_groups)} groups, of which "
     items += f"{text.plural(controls, 'control')}, {text.count(invalid)} invalid"
     return (
-        Fact("Format", f"{text.printable(spec.kind)}{', raw (no chat template)' if spec.raw else ', chat template applied'}"),
+        Fact(
+            "Format",
+            f"{text.printable(spec.kind)}, chat template {'not applied (raw)' if spec.raw else 'applied'}",
+        ),
         Fact("Items", items),
         Fact("Source of the items", _source(plan, spec)),
         Fact("Licence", text.stated(plan.suite.licence)),
@@ -213,7 +232,8 @@ def _decoding(spec: ProbeSpec) -> str:
     if spec.kind == "choice":
         return "none: both answers are given and their log-probabilities compared"
     how = "greedy" if spec.temperature == 0 else f"sampled at temperature {spec.temperature:g}, seeded"
-    return f"{how}, at most {text.plural(spec.max_new_tokens, 'token')}, {text.plural(spec.repeats, 'response')} per sample"
+    longest, drawn = text.plural(spec.max_new_tokens, "token"), text.plural(spec.repeats, "response")
+    return f"{how}, at most {longest}, {drawn} per sample"
 
 
 def _knowledge(spec: ProbeSpec) -> str:
@@ -227,7 +247,13 @@ def _knowledge(spec: ProbeSpec) -> str:
 def _from_results(inputs: Inputs, probe: str, mode: str) -> ProbeMethod:
     samples = [s for s in inputs.results.samples if s.probe == probe]
     facts = (
-        Fact("Items", f"{text.count(len(samples))} samples in {text.count(len({s.group for s in samples}))} groups"),
-        *(Fact(name, text.NOT_STATED, "missing") for name in ("Format", "Source of the items", "Licence", "Decoding")),
+        Fact(
+            "Items",
+            f"{text.count(len(samples))} samples in {text.count(len({s.group for s in samples}))} groups",
+        ),
+        *(
+            Fact(name, text.NOT_STATED, "missing")
+            for name in ("Format", "Source of the items", "Licence", "Decoding")
+        ),
     )
     return ProbeMethod(text.printable(probe), text.printable(mode), text.NOT_STATED, facts, "", "", ())

@@ -33,19 +33,27 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
+    """A table with its caption; cells are ready strings."""
+
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     """Printed below the table: what was cut, how to read it."""
+    may_split: bool = False
+    """True: the table may run over a page's end; else it is kept whole if it is short."""
 
 
 class Figure(NamedTuple):
+    """A chart and what it shows."""
+
     caption: str
     svg: Markup
 
 
 class Fact(NamedTuple):
+    """One named statement; `missing` is what somebody else must supply."""
+
     name: str
     value: str
     kind: Literal["text", "code", "missing"] = "text"
@@ -60,12 +68,16 @@ class Seal(NamedTuple):
 
 
 class Signatory(NamedTuple):
+    """Who answers for the report."""
+
     role: str
     name: str
     date: str
 
 
 class Cover(NamedTuple):
+    """Section 0."""
+
     title: str
     suite: str
     facts: tuple[Fact, ...]
@@ -80,6 +92,8 @@ class Cover(NamedTuple):
 
 
 class SummaryRow(NamedTuple):
+    """One gate, or one failure mode without a gate."""
+
     gate: str
     metric: str
     n: str
@@ -92,6 +106,8 @@ class SummaryRow(NamedTuple):
 
 
 class Summary(NamedTuple):
+    """Section 1."""
+
     lead: tuple[str, ...]
     rows: tuple[SummaryRow, ...]
     forest: Figure | None
@@ -101,6 +117,8 @@ class Summary(NamedTuple):
 
 
 class ProbeMethod(NamedTuple):
+    """How one probe measures."""
+
     id: str
     failure_mode: str
     construct: str
@@ -112,6 +130,8 @@ class ProbeMethod(NamedTuple):
 
 
 class SampleCard(NamedTuple):
+    """One sample with its prompt and response."""
+
     id: str
     seal: Seal
     meta: str
@@ -121,6 +141,8 @@ class SampleCard(NamedTuple):
 
 
 class ModeResults(NamedTuple):
+    """What came out for one failure mode."""
+
     id: str
     sentence: str
     slices: Table
@@ -140,6 +162,8 @@ class NodeReport(NamedTuple):
 
 
 class CircuitReport(NamedTuple):
+    """One mode circuit."""
+
     id: str
     sentence: str
     facts: tuple[Fact, ...]
@@ -150,6 +174,8 @@ class CircuitReport(NamedTuple):
 
 
 class ModeCauses(NamedTuple):
+    """What features had to do with one failure mode."""
+
     id: str
     lead: tuple[str, ...]
     coverage: Table | None
@@ -187,6 +213,8 @@ class Shaded(NamedTuple):
 
 
 class FeatureCard(NamedTuple):
+    """One feature, shown by its evidence."""
+
     id: str
     density: str
     label: str
@@ -197,6 +225,8 @@ class FeatureCard(NamedTuple):
 
 
 class Definition(NamedTuple):
+    """A term and what it means."""
+
     term: str
     meaning: str
 

@@ -17,18 +17,20 @@ import hashlib
 import io
 import os
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fontTools.ttLib import TTFont
+from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 
 from evalkit.errors import RunError
 from evalkit.report import text
 from evalkit.report.html import FONTS, FONTS_DIR, font_css
 
 _SCHEME = "evalkit-font:"
-_AS_LIST = "table, thead, tbody, tr, caption { display: block } th, td { display: inline; padding-right: 6pt }"
+_AS_LIST = (
+    "table, thead, tbody, tr, caption { display: block } th, td { display: inline; padding-right: 6pt }"
+)
 _UA_XMP = b"""<rdf:Description rdf:about="" xmlns:pdfuaid="http://www.aiim.org/pdfua/ns/id/"><pdfuaid:part>1</pdfuaid:part></rdf:Description>
 <rdf:Description rdf:about="" xmlns:pdfaExtension="http://www.aiim.org/pdfa/ns/extension/" xmlns:pdfaSchema="http://www.aiim.org/pdfa/ns/schema#" xmlns:pdfaProperty="http://www.aiim.org/pdfa/ns/property#"><pdfaExtension:schemas><rdf:Bag><rdf:li rdf:parseType="Resource"><pdfaSchema:schema>PDF/UA identification schema</pdfaSchema:schema><pdfaSchema:namespaceURI>http://www.aiim.org/pdfua/ns/id/</pdfaSchema:namespaceURI><pdfaSchema:prefix>pdfuaid</pdfaSchema:prefix><pdfaSchema:property><rdf:Seq><rdf:li rdf:parseType="Resource"><pdfaProperty:name>part</pdfaProperty:name><pdfaProperty:valueType>Integer</pdfaProperty:valueType><pdfaProperty:category>internal</pdfaProperty:category><pdfaProperty:description>PDF/UA part number</pdfaProperty:description></rdf:li></rdf:Seq></pdfaSchema:property></rdf:li></rdf:Bag></pdfaExtension:schemas></rdf:Description>"""  # noqa: E501
 _DATE = re.compile(r'<meta name="dcterms\.created" content="([^"]*)">')
@@ -53,13 +55,17 @@ def render_pdf(html: str, out: Path, *, results_json: bytes) -> None:
         part.write_bytes(drawn)
         os.replace(part, out)
     except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror}); free space or choose another folder") from error
+        raise RunError(
+            f"{out}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error
 
 
 def with_vendored_glyphs(html: str) -> str:
     """`html` with every character that no vendored font holds written as its code point."""
     glyphs = _glyphs()
-    return "".join(char if char in "\n\t\r" or ord(char) in glyphs else text.code_point(char) for char in html)
+    return "".join(
+        char if char in "\n\t\r" or ord(char) in glyphs else text.code_point(char) for char in html
+    )
 
 
 @functools.cache
@@ -79,7 +85,8 @@ def _weasyprint() -> Any:
     except OSError as error:
         raise RunError(
             "report.pdf: the text layout library Pango was not found; install it "
-            "(Debian: apt install libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0); report.html is complete"
+            "(Debian: apt install libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0); report.html is "
+            "complete"
         ) from error
     return weasyprint
 
@@ -114,14 +121,23 @@ def _layout(weasyprint: Any, html: str, results_json: bytes, created: datetime, 
     css = font_css(lambda face: _SCHEME + face.file) + extra_css
     sheet = weasyprint.CSS(string=css, font_config=fonts, url_fetcher=fetcher)
     attachment = weasyprint.Attachment(
-        string=results_json, name="results.json", description="Every figure of this report and all samples",
-        created=created, modified=created, relationship="Data", url_fetcher=fetcher,
-    )  # fmt: skip
+        string=results_json,
+        name="results.json",
+        description="Every figure of this report and all samples",
+        created=created,
+        modified=created,
+        relationship="Data",
+        url_fetcher=fetcher,
+    )
     document = weasyprint.HTML(string=html, url_fetcher=fetcher, base_url="evalkit-report:/")
     drawn = document.write_pdf(
-        stylesheets=[sheet], font_config=fonts, attachments=[attachment], pdf_variant="pdf/a-3a", pdf_tags=True,
+        stylesheets=[sheet],
+        font_config=fonts,
+        attachments=[attachment],
+        pdf_variant="pdf/a-3a",
+        pdf_tags=True,
         pdf_identifier=hashlib.sha256(results_json).digest()[:16],
-    )  # fmt: skip
+    )
     assert isinstance(drawn, bytes)
     return drawn
 
@@ -147,5 +163,5 @@ def _date_of(html: str) -> datetime:
     found = _DATE.search(html)
     with contextlib.suppress(ValueError):
         date = datetime.fromisoformat(found[1] if found else "")
-        return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
-    return datetime(1970, 1, 1, tzinfo=timezone.utc)
+        return date if date.tzinfo else date.replace(tzinfo=UTC)
+    return datetime(1970, 1, 1, tzinfo=UTC)

@@ -26,7 +26,9 @@ def write_report(run_dir: Path) -> None:
     """
     path = run_dir / "results.json"
     if not path.is_file():
-        raise RunError(f"{path}: not found; a report is drawn from results.json, which `evalkit audit` writes")
+        raise RunError(
+            f"{path}: not found; a report is drawn from results.json, which `evalkit audit` writes"
+        )
     raw = path.read_bytes()
     view = build_view(
         _parsed(path, raw, Results),
@@ -50,7 +52,9 @@ def _parsed(path: Path, raw: bytes, record: type[_R]) -> _R:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise RunError(f"{path}: {place}: {first['msg']}; the file is damaged or of another version: run it again") from error
+        raise RunError(
+            f"{path}: {place}: {first['msg']}; the file is damaged or of another version: run it again"
+        ) from error
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -59,4 +63,6 @@ def _write(path: Path, data: bytes) -> None:
         part.write_bytes(data)
         os.replace(part, path)
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error

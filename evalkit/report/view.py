@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from evalkit.records import GateReport, Manifest, Plan, Results, json_text
-from evalkit.report import closing, front, methods, text
+from evalkit.report import closing, front, methods, summary, text
 from evalkit.report.causes import causes
 from evalkit.report.findings import findings
 from evalkit.report.nouns import Inputs, ReportView
@@ -39,10 +39,10 @@ def build_view(
         created=text.printable(results.run.finished or results.run.started),
         cover=cover,
         control=front.control_page(inputs),
-        summary=front.summary(inputs),
+        summary=summary.summary(inputs),
         object_facts=front.object_facts(inputs),
         object_files=front.object_files(inputs),
-        object_note="Release and tested version: this report speaks of the files below and of no other release.",
+        object_note="This report speaks of the files below and of no other release.",
         scope_facts=front.scope_facts(inputs),
         scope_measured=front.scope_measured(inputs),
         scope_unmeasured=front.scope_unmeasured(inputs),
