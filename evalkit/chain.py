@@ -42,8 +42,14 @@ def read_chain(path: Path, kind: type[Link], genesis: str) -> Chained[Link]:
 
     Raises:
         EvidenceError: a line is not such a record, or does not carry the digest of the one before.
+        RunError: the file cannot be read.
     """
-    data = path.read_bytes() if path.exists() else b""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    except OSError as error:
+        raise RunError(f"{path}: cannot read ({error.strerror})") from error
     *lines, torn = data.split(b"\n")
     records: list[Link] = []
     ends: list[int] = []
@@ -52,9 +58,9 @@ def read_chain(path: Path, kind: type[Link], genesis: str) -> Chained[Link]:
         try:
             record = kind.model_validate_json(line)
         except ValidationError as invalid:
-            error = invalid.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in error["loc"])
-            raise EvidenceError(f"{path}:{number}: not a {kind.__name__}: {where} {error['msg']}") from None
+            first = invalid.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise EvidenceError(f"{path}:{number}: not a {kind.__name__}: {where} {first['msg']}") from None
         if record.previous != head:
             before = "plan.json" if number == 1 else f"line {number - 1}"
             raise EvidenceError(

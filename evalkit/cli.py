@@ -69,7 +69,9 @@ LimitOpt = Annotated[
 SeedOpt = Annotated[int, typer.Option("--seed", min=0, help="Seed of sampling, splits and controls.")]
 DeviceOpt = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, cuda:1, mps.")]
 DtypeOpt = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.")]
-ResumeOpt = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out; finished work is kept.")]
+ResumeOpt = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out; finished work is kept.")
+]
 OfflineOpt = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 
 
@@ -78,7 +80,9 @@ OfflineOpt = Annotated[bool, typer.Option("--offline", help="Never use the netwo
 
 @app.command()
 def audit(
-    suites: Annotated[list[str], typer.Argument(help="Suite files, or names of shipped suites.", metavar="SUITE...")],
+    suites: Annotated[
+        list[str], typer.Argument(help="Suite files, or names of shipped suites.", metavar="SUITE...")
+    ],
     model: ModelOpt = None,
     saes: SaesOpt = None,
     out_dir: OutOpt = None,
@@ -189,7 +193,11 @@ def suite_list() -> None:
     for name, path in shipped_suites().items():
         loaded = load_suite(path)
         table.add_row(
-            name, loaded.suite.version, str(len(loaded.suite.probes)), str(len(loaded.items)), loaded.suite.title
+            name,
+            loaded.suite.version,
+            str(len(loaded.suite.probes)),
+            str(len(loaded.items)),
+            loaded.suite.title,
         )
     out.print(table)
 
@@ -220,7 +228,8 @@ def suite_show(suite: SuiteArg) -> None:
         groups = len({s.group for s in own})
         out.print(
             f"\n[bold]{probe.id}[/bold] · {probe.kind} · failure mode {probe.failure_mode} · "
-            f"{len(own)} counted samples in {groups} groups, {len(mine) - len(own)} controls, twins or invalid"
+            f"{len(own)} counted samples in {groups} groups, "
+            f"{len(mine) - len(own)} controls, twins or invalid"
         )
         if own:
             out.print(escape(own[0].messages[-1].content), style="dim")
@@ -251,7 +260,9 @@ def models_list() -> None:
     table = Table("model", "modality", "quantisation", "licence", "on this machine", "title")
     for entry in catalogue.list_models():
         here = "yes" if catalogue.is_cached(entry.name) else "no"
-        table.add_row(entry.name, entry.modality, entry.quantisation or "none", entry.licence, here, entry.title)
+        table.add_row(
+            entry.name, entry.modality, entry.quantisation or "none", entry.licence, here, entry.title
+        )
     out.print(table)
 
 
@@ -282,7 +293,9 @@ def sae_list() -> None:
     from evalkit.saes import catalogue
     from evalkit.saes.loaders import load_sae
 
-    table = Table("SAE", "architecture", "features", "tokens", "explained variance", "(random)", "CE recovered")
+    table = Table(
+        "SAE", "architecture", "features", "tokens", "explained variance", "(random)", "CE recovered"
+    )
     for name, path in catalogue.shipped().items():
         sae = load_sae(path, None)
         card = sae.card
@@ -436,7 +449,9 @@ def _progress() -> Iterator[Progress]:
 
 
 def _summary(results: Results, judged: GateReport, folder: Path) -> None:
-    out.print(f"\n[bold]{escape(results.suite.title or results.suite.id)}[/bold] on {escape(results.model.ref)}")
+    out.print(
+        f"\n[bold]{escape(results.suite.title or results.suite.id)}[/bold] on {escape(results.model.ref)}"
+    )
     _rates(results)
     _worst_failures(results)
     for note in results.notes:

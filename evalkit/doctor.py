@@ -41,7 +41,10 @@ def _cache() -> Check:
     free_gb = shutil.disk_usage(place).free / 1e9
     enough = free_gb > 2
     return Check(
-        "cache folder", enough, f"{folder}, {free_gb:.0f} GB free", "free 2 GB, or set EVALKIT_CACHE to another disk"
+        "cache folder",
+        enough,
+        f"{folder}, {free_gb:.0f} GB free",
+        "free 2 GB, or set EVALKIT_CACHE to another disk",
     )
 
 

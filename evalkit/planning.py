@@ -103,7 +103,9 @@ def prepare(options: Options, progress: Progress) -> Prepared:
     samples = render_samples(loaded, limit=options.limit)
     ref = options.model or suite.model.ref
     if suite.model.modality != "text":
-        raise ConfigError(f"{loaded.path}: model.modality: '{suite.model.modality}' has no adapter; only 'text' has")
+        raise ConfigError(
+            f"{loaded.path}: model.modality: '{suite.model.modality}' has no adapter; only 'text' has"
+        )
     resolved = resolve_model(
         ref,
         revision=None if options.model else suite.model.revision,
@@ -191,7 +193,9 @@ def _refs_in(folder: Path) -> list[SaeRef]:
     inside = [p for p in sorted(folder.iterdir()) if (p / "cfg.json").is_file()]
     found = [folder] if (folder / "cfg.json").is_file() else inside
     if not found:
-        raise ConfigError(f"--saes {folder}: holds no SAE (no cfg.json); give an SAE's folder or a folder of them")
+        raise ConfigError(
+            f"--saes {folder}: holds no SAE (no cfg.json); give an SAE's folder or a folder of them"
+        )
     return [SaeRef(ref=str(p.resolve()), hook="auto") for p in found]
 
 
@@ -247,7 +251,9 @@ def _batches(samples: Sequence[Sample], prompts: Mapping[str, Prompt]) -> tuple[
     for probe in dict.fromkeys(s.probe for s in samples):
         mine = sorted((s.id for s in samples if s.probe == probe), key=lambda i: (len(prompts[i].ids), i))
         for n, start in enumerate(range(0, len(mine), BATCH_SIZE)):
-            batches.append(Batch(id=f"{probe}:{n}", probe=probe, samples=tuple(mine[start : start + BATCH_SIZE])))
+            batches.append(
+                Batch(id=f"{probe}:{n}", probe=probe, samples=tuple(mine[start : start + BATCH_SIZE]))
+            )
     return tuple(batches)
 
 
@@ -295,7 +301,11 @@ def _commit() -> str | None:
         return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(root), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -45,6 +45,9 @@ class Probe(Protocol):
     `model`, `prompts` and the states are the adapter's own types; a probe states which it needs.
     """
 
+    scorer: Scorer
+    """Judges its responses."""
+
     def check(self, model: Any, samples: Sequence[Sample]) -> None:
         """Raise `SuiteError` before the first forward for what would go wrong later."""
 

@@ -792,7 +792,13 @@ class Results(Record):
 # -------------------------------------------------------------------------------------------- the gate
 
 Metric = Literal[
-    "failure_rate", "rate_difference", "feature_share", "circuit_necessity", "error_share", "grade", "sae_card"
+    "failure_rate",
+    "rate_difference",
+    "feature_share",
+    "circuit_necessity",
+    "error_share",
+    "grade",
+    "sae_card",
 ]
 
 

@@ -370,7 +370,7 @@ def _controls(ledger: Sequence[InterventionRecord], size: int | None) -> tuple[C
             flipped = sum(r.flipped for r in rows)
             controls.append(
                 Control(
-                    kind=kind,  # type: ignore[arg-type]
+                    kind=kind,
                     selected=True,
                     n_sets=len(rows),
                     n=len(rows),
@@ -444,7 +444,9 @@ def _claims(
             "Sample circuits carry measured effects on single failures (grade 'attributed' at most); "
             "no circuit was tested on held-out failures in this audit, so none is 'confirmed'."
         )
-    reasons = [r.attribution.no_attribution for r in results if r.attribution and r.attribution.no_attribution]
+    reasons = [
+        r.attribution.no_attribution for r in results if r.attribution and r.attribution.no_attribution
+    ]
     for reason in sorted(set(reasons)):
         notes.append(f"{reasons.count(reason)} failures carry no attribution: {reason}.")
     return tuple(claims), tuple(notes)
@@ -453,15 +455,23 @@ def _claims(
 def _rate_claim(mode: FailureModeResult) -> Claim:
     if mode.rate is None or mode.ci_low is None or mode.ci_high is None:
         sentence = f"No rate is stated for {mode.id}: no sample was valid and scored."
-        return Claim(id=f"{mode.id}:rate", type="observation", sentence=sentence, grade="inconclusive", evidence=())
+        return Claim(
+            id=f"{mode.id}:rate", type="observation", sentence=sentence, grade="inconclusive", evidence=()
+        )
     sentence = (
         f"The model showed {mode.id} on {mode.n_failed} of {mode.n} samples "
         f"({mode.rate:.1%}; 95 % interval {mode.ci_low:.1%} to {mode.ci_high:.1%}, Wilson)"
     )
     if mode.n_knowledge_errors:
-        sentence += f"; {mode.n_knowledge_errors} further failures are errors of knowledge and are not counted"
+        sentence += (
+            f"; {mode.n_knowledge_errors} further failures are errors of knowledge and are not counted"
+        )
     return Claim(
-        id=f"{mode.id}:rate", type="observation", sentence=sentence + ".", grade="observed", evidence=(mode.id,)
+        id=f"{mode.id}:rate",
+        type="observation",
+        sentence=sentence + ".",
+        grade="observed",
+        evidence=(mode.id,),
     )
 
 

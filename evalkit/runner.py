@@ -163,7 +163,9 @@ def attribute(prepared: Prepared, store: RunStore, progress: Progress) -> None:
     """Attribute every failure of the suite, or record why it has no attribution."""
     done = {a.sample for a in store.attributions}
     records = {r.sample.id: r for r in store.samples}
-    failures = [r for r in store.samples if r.score.outcome == "fail" and r.sample.valid and not r.sample.control]
+    failures = [
+        r for r in store.samples if r.score.outcome == "fail" and r.sample.valid and not r.sample.control
+    ]
     cases, without = _cases(prepared, store, failures, records)
     for sample, reason in without.items():
         if sample not in done:
@@ -219,7 +221,9 @@ def _pair(prepared: Prepared, record: SampleRecord, twin: SampleRecord | None) -
 def _attribution_batches(cases: Sequence[Case]) -> Iterator[list[Case]]:
     """Failures of one probe, sorted by length; the same batches however often a run was interrupted."""
     for probe in dict.fromkeys(c.sample.probe for c in cases):
-        mine = sorted((c for c in cases if c.sample.probe == probe), key=lambda c: (len(c.prompt.ids), c.sample.id))
+        mine = sorted(
+            (c for c in cases if c.sample.probe == probe), key=lambda c: (len(c.prompt.ids), c.sample.id)
+        )
         for start in range(0, len(mine), FAILURES_PER_BATCH):
             yield mine[start : start + FAILURES_PER_BATCH]
 

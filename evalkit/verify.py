@@ -59,11 +59,15 @@ def _recount(run: StoredRun, results: Results) -> str:
     again = tally(run.plan, run.samples, run.attributions, run.interventions)
     for name in again._fields:
         if getattr(again, name) != getattr(results, name):
-            raise EvidenceError(f"{run.folder / 'results.json'}: {_where(name, results, getattr(again, name))}")
+            raise EvidenceError(
+                f"{run.folder / 'results.json'}: {_where(name, results, getattr(again, name))}"
+            )
     judged = gate.judge(results.model_copy(update={"gates": ()}), run.plan.policy)
     if judged.gates != results.gates:
         raise EvidenceError(f"{run.folder / 'results.json'}: gates are not what the plan's policy gives")
-    return f"{len(results.failure_modes)} failure modes, {len(results.circuits)} circuits: computed again, equal"
+    return (
+        f"{len(results.failure_modes)} failure modes, {len(results.circuits)} circuits: computed again, equal"
+    )
 
 
 def _where(name: str, results: Results, again: object) -> str:
@@ -74,7 +78,9 @@ def _where(name: str, results: Results, again: object) -> str:
     place = next(n for n, (a, b) in enumerate(zip(stated, again, strict=True)) if a != b)
     if isinstance(stated[place], str):
         return f"{name}.{place}: is not what the records give"
-    fields = [f for f in type(stated[place]).model_fields if getattr(stated[place], f) != getattr(again[place], f)]
+    fields = [
+        f for f in type(stated[place]).model_fields if getattr(stated[place], f) != getattr(again[place], f)
+    ]
     return f"{name}.{place}.{fields[0]}: is not what the records give"
 
 

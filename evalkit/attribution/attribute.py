@@ -37,6 +37,7 @@ from evalkit.records import (
 )
 from evalkit.saes.coder import Sae
 
+
 class Coders(NamedTuple):
     """One SAE per hook: those under audit, or a control of the same shapes."""
 
@@ -116,7 +117,9 @@ def attribute_batch(
     _switch_off(bench, audited, certified, sizes, ledger)
     _ceilings(bench, certified, ledger)
     for control in controls:
-        same = _certify_all(bench, control.saes, _tabulate_all(bench, control.saes), spec.confirm, contrast=False)
+        same = _certify_all(
+            bench, control.saes, _tabulate_all(bench, control.saes), spec.confirm, contrast=False
+        )
         _switch_off(bench, control, same, sizes, ledger)
     return [
         Attributed(
@@ -145,7 +148,8 @@ def _bench(
         with torch.no_grad():
             other_run = model.read([prompts[i].ids for i in needed], hooks)
     decomposed = {
-        h: [decomposed_positions(_row(captured.run, h, n), saes[h].card) for n in range(len(cases))] for h in hooks
+        h: [decomposed_positions(_row(captured.run, h, n), saes[h].card) for n in range(len(cases))]
+        for h in hooks
     }
     rows = {i: n for n, i in enumerate(needed)}
     return Bench(model, probe, cases, captured, rows, other_run, prompts, decomposed, seed)
@@ -304,7 +308,9 @@ def _switch_off(
         for i, (outcome, margin) in zip(batch, _decide(bench, run, [jobs[i][0] for i in batch]), strict=True):
             n, size, nodes = jobs[i]
             ledger[n].append(
-                _necessity(bench, n, coders, [node_id(c) for c in nodes], size, outcome, margin, collateral.get(i))
+                _necessity(
+                    bench, n, coders, [node_id(c) for c in nodes], size, outcome, margin, collateral.get(i)
+                )
             )
 
 
@@ -337,7 +343,9 @@ def _collateral(
         places = _places(bench, n, contrast.samples[0])
         offset = bench.other_run.offset(row)
         settings = {
-            Setting(c.key[0], places[c.key[1]] + offset, c.key[2], 0.0) for c in nodes if places[c.key[1]] >= 0
+            Setting(c.key[0], places[c.key[1]] + offset, c.key[2], 0.0)
+            for c in nodes
+            if places[c.key[1]] >= 0
         }
         if settings:
             changes.append(Change(row, tuple(sorted(settings))))
@@ -430,7 +438,9 @@ def _attribution(
     exact = {c.key: c for c in certified}
     listed = shortlist(tables, max(spec.max_nodes, spec.confirm))
     nodes = [_node(case, tables[p.table], p.row, exact) for p in listed]
-    nodes.sort(key=lambda d: (-abs(d.confirmed_nats or 0.0), -abs(d.effect_nats), d.hook, d.position, d.feature))
+    nodes.sort(
+        key=lambda d: (-abs(d.confirmed_nats or 0.0), -abs(d.effect_nats), d.hook, d.position, d.feature)
+    )
     kept = [d for d in nodes if d.confirmed_nats is not None]
     kept += [d for d in nodes if d.confirmed_nats is None][: max(spec.max_nodes - len(kept), 0)]
     errors = [
@@ -480,7 +490,9 @@ def _node(case: Case, table: Table, row: int, exact: Mapping[tuple[str, int, int
 
 def _rank_correlation(nodes: Sequence[Node]) -> float | None:
     """Spearman correlation of estimated and exact ablation effects; None below three distinct nodes."""
-    pairs = [(d.effect_nats, d.confirmed_nats) for d in nodes if d.confirmed_nats is not None and d.activation != 0]
+    pairs = [
+        (d.effect_nats, d.confirmed_nats) for d in nodes if d.confirmed_nats is not None and d.activation != 0
+    ]
     if len(pairs) < 3:
         return None
     return stats.spearman([a for a, _ in pairs], [b for _, b in pairs])

@@ -59,9 +59,7 @@ def _detached(run: Run) -> Run:
     return run._replace(logits=run.logits.detach(), streams=streams)
 
 
-def decomposed_positions(
-    stream: Float[Tensor, "pos d_model"], card: SaeCard | None
-) -> list[bool]:
+def decomposed_positions(stream: Float[Tensor, "pos d_model"], card: SaeCard | None) -> list[bool]:
     """Which positions lie inside the SAE's training distribution, for one unpadded prompt.
 
     The card states excluded positions and the norm limit; without either: position 0, and norms above

@@ -55,7 +55,9 @@ def rerun_changes(
     for batch in _batches(order, lowest):
         start = min(changes[i].start for i in batch)
         edits = {
-            hook: set_features(saes[hook], [(n, s) for n, i in enumerate(batch) for s in _at(changes[i], hook)], start)
+            hook: set_features(
+                saes[hook], [(n, s) for n, i in enumerate(batch) for s in _at(changes[i], hook)], start
+            )
             for hook in saes
             if any(_at(changes[i], hook) for i in batch)
         }

@@ -35,7 +35,10 @@ class _Seen(NamedTuple):
 
 
 def describe(
-    model: TextModel, saes: Mapping[str, Sae], wanted: Sequence[tuple[str, int]], prompts: Mapping[str, Prompt]
+    model: TextModel,
+    saes: Mapping[str, Sae],
+    wanted: Sequence[tuple[str, int]],
+    prompts: Mapping[str, Prompt],
 ) -> list[Feature]:
     """Evidence for each wanted (hook, feature), in the order given.
 
@@ -57,7 +60,9 @@ def describe(
                 hook=hook,
                 feature=feature,
                 density=n_fired / n_positions if n_positions else None,
-                density_source=f"{n_positions} decomposed tokens of this run's prompts" if n_positions else None,
+                density_source=f"{n_positions} decomposed tokens of this run's prompts"
+                if n_positions
+                else None,
                 top_contexts=_top_contexts(columns),
                 promoted_tokens=promoted[n],
                 suppressed_tokens=suppressed[n],
@@ -110,7 +115,7 @@ def _written(
     model: TextModel, sae: Sae, features: Sequence[int]
 ) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Tokens that each decoder row raises and lowers most at the output."""
-    head = model.module.get_output_embeddings()
+    head = model.module.get_output_embeddings()  # type: ignore[operator]
     weight = head.weight if isinstance(head, nn.Module) else None
     if not isinstance(weight, Tensor):
         return [()] * len(features), [()] * len(features)

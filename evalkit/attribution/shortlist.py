@@ -155,9 +155,7 @@ def _in_turn(rankings: Sequence[Sequence[int]], n: int) -> list[int]:
     return list(chosen)
 
 
-def _slopes(
-    sae: Sae, x: Tensor, g: Tensor, at: Tensor, feature: Tensor
-) -> Float[Tensor, "candidate"]:
+def _slopes(sae: Sae, x: Tensor, g: Tensor, at: Tensor, feature: Tensor) -> Float[Tensor, "candidate"]:
     """⟨W_dec[feature], g⟩ per candidate in float64, in nats per unit of activation."""
     scale = sae.output_scale(x)
     parts = []

@@ -30,6 +30,11 @@ class _Gate(torch.autograd.Function):
         return torch.zeros_like(grads[0]) if _Gate.stopped else grads[0]
 
 
+def _gate(scale: Tensor) -> Tensor:
+    gated: Tensor = _Gate.apply(scale)  # type: ignore[no-untyped-call]
+    return gated
+
+
 @contextmanager
 def scales_held() -> Iterator[None]:
     """While open, backward passes treat every gated norm's scale as a constant."""
@@ -47,7 +52,7 @@ def frozen_scales(module: nn.Module) -> Iterator[None]:
     for part in module.modules():
         forward = _gated_forward(part)
         if forward is not None:
-            part.forward = forward  # type: ignore[method-assign]
+            part.forward = forward
             touched.append(part)
     try:
         yield
@@ -71,9 +76,9 @@ def _gated_forward(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
 
 def _layer_norm(part: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
+        centred: Tensor = x - x.mean(-1, keepdim=True)
         scale = torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + part.eps)
-        y = centred * _Gate.apply(scale)
+        y = centred * _gate(scale)
         if part.weight is not None:
             y = y * part.weight
         return y if part.bias is None else y + part.bias
@@ -85,7 +90,7 @@ def _rms_norm(weight: Tensor, eps: float, offset: float) -> Callable[[Tensor], T
     def forward(x: Tensor) -> Tensor:
         wide = x.float()
         scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-        return (weight + offset) * (wide * _Gate.apply(scale)).to(x.dtype)
+        return (weight + offset) * (wide * _gate(scale)).to(x.dtype)
 
     return forward
 

@@ -76,7 +76,7 @@ class TextModel:
         self.record = record
         self.blocks = _find_blocks(module)
         self.n_layers = len(self.blocks)
-        self.d_model = int(module.get_input_embeddings().weight.shape[1])  # type: ignore[operator, union-attr, index]
+        self.d_model = int(module.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
         self.device = next(module.parameters()).device
         self.eos_ids = _eos_ids(module, tokenizer)
 
@@ -107,7 +107,8 @@ class TextModel:
         limit = self.record.context_length
         if limit is not None and len(ids) >= limit:
             raise SuiteError(
-                f"sample '{sample.id}': {len(ids)} prompt tokens leave no room in a context of {limit}; shorten it"
+                f"sample '{sample.id}': {len(ids)} prompt tokens leave no room in a context "
+                f"of {limit}; shorten it"
             )
         roles = _roles(sample, text, encoded["offset_mapping"])
         return Prompt(ids, text, tuple(self.tokenizer.decode([i]) for i in ids), roles)
@@ -207,9 +208,7 @@ class TextModel:
             cache.layers[below].values = clean.layers[below].values[index]
         return Run(logits[:, -1], cache, run.mask[index], run.ids[index], kept)
 
-    def log_p(
-        self, run: Run, answers: Sequence[Sequence[tuple[int, ...]]]
-    ) -> Float[Tensor, "batch answer"]:
+    def log_p(self, run: Run, answers: Sequence[Sequence[tuple[int, ...]]]) -> Float[Tensor, "batch answer"]:
         """Summed log-probability of each answer's tokens after each row's prompt, in nats.
 
         The prompt is not run again: answers of several tokens continue from the cache.
@@ -412,7 +411,7 @@ def _prefix(cache: DynamicCache, index: Int[Tensor, "batch"], start: int, layer:
 
 
 @contextmanager
-def _start_at(blocks: Sequence[nn.Module], layer: int, stream: Tensor) -> Iterator[None]:
+def _start_at(blocks: nn.ModuleList, layer: int, stream: Tensor) -> Iterator[None]:
     """While open, blocks up to `layer` compute nothing and block `layer` returns `stream`."""
 
     def skip(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
@@ -421,10 +420,10 @@ def _start_at(blocks: Sequence[nn.Module], layer: int, stream: Tensor) -> Iterat
     def inject(_hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         return stream
 
-    touched = list(blocks[: layer + 1])
+    touched = list(blocks)[: layer + 1]
     for block in touched[:-1]:
-        block.forward = skip  # type: ignore[method-assign]
-    touched[-1].forward = inject  # type: ignore[method-assign]
+        block.forward = skip
+    touched[-1].forward = inject
     try:
         yield
     finally:
@@ -485,4 +484,3 @@ def _roles(sample: Sample, text: str, offsets: Sequence[tuple[int, int]]) -> tup
 
 def _one_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-

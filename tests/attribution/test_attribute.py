@@ -30,7 +30,8 @@ from evalkit.scorers import make_scorer
 HOOKS = ("layers.1", "layers.2")
 CLAIM = "I am certain that the answer is Lyon."
 SPEC = ProbeSpec(
-    id="p", failure_mode="f", kind="choice", samples=(), prompt="{{ input }}", answers=AnswerTemplates(safe="a", fail="b")
+    id="p", failure_mode="f", kind="choice", samples=(), prompt="{{ input }}",
+    answers=AnswerTemplates(safe="a", fail="b"),
 )  # fmt: skip
 
 
@@ -83,7 +84,9 @@ def attribute(
     for name in names:
         pair = probe.pair(model, SAMPLES[name], None, None)
         assert pair is not None
-        cases.append(Case(SAMPLES[name], prompts[name], pair, Contrast("twin", (SAMPLES[name].counterfactual or "",))))
+        cases.append(
+            Case(SAMPLES[name], prompts[name], pair, Contrast("twin", (SAMPLES[name].counterfactual or "",)))
+        )
     control = Coders("residual_coordinate", None, {h: residual_coordinates(s) for h, s in saes.items()})
     return attribute_batch(
         model, probe, cases, prompts, Coders("none", None, saes), [control], AttributionSpec(), [1, 4, 16], 0
@@ -91,7 +94,10 @@ def attribute(
 
 
 def slow_margin(
-    model: TextModel, probe: ChoiceProbe, name: str, changes: dict[str, Callable[[torch.Tensor], torch.Tensor]]
+    model: TextModel,
+    probe: ChoiceProbe,
+    name: str,
+    changes: dict[str, Callable[[torch.Tensor], torch.Tensor]],
 ) -> float:
     """The margin by two plain forwards over prompt + answer, with streams changed by hooks."""
     prompt = model.encode(SAMPLES[name]).ids
@@ -202,6 +208,7 @@ def test_estimates_are_activation_times_gradient(
 ) -> None:
     """A central difference along the decoder row gives the same slope."""
     saes = {h: topk(h, n) for n, h in enumerate(HOOKS)}
+    step = 1e-2
     for node in done[0].attribution.nodes[:4]:
         direction = saes[node.hook].W_dec[node.feature]
 
@@ -210,9 +217,8 @@ def test_estimates_are_activation_times_gradient(
             x[0, node.position] += by * direction
             return x
 
-        step = 1e-2
-        up = slow_margin(model, probe, "a-0", {node.hook: lambda x: push(x, step)})
-        down = slow_margin(model, probe, "a-0", {node.hook: lambda x: push(x, -step)})
+        up = slow_margin(model, probe, "a-0", {node.hook: lambda x, push=push: push(x, step)})
+        down = slow_margin(model, probe, "a-0", {node.hook: lambda x, push=push: push(x, -step)})
         assert node.effect_nats == pytest.approx(node.activation * (up - down) / (2 * step), abs=0.02)
 
 
