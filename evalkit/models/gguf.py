@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evalkit.digests import digest_file
-from evalkit.errors import FetchError, ModelError
+from evalkit.errors import FetchError
 from evalkit.models.cache import Progress, Step, cache_dir, locked, unwritable, writable_folder
 from evalkit.models.gguf_file import GgufFile, GgufHeader, read_header
 from evalkit.models.gguf_tokenizer import read_tokenizer, token_ids
@@ -91,8 +91,7 @@ def converted(gguf: Path, sha256: str, progress: Progress | None = None) -> Conv
             shutil.rmtree(out, ignore_errors=True)
             convert(gguf, out, progress)
             header = _undamaged(out)
-    if header is None:
-        raise ModelError(f"{out}: changed while it was written; check the disk and run again")
+    assert header is not None, f"{out} differs from the digests just written beside it"
     return Converted(out, header)
 
 
@@ -179,9 +178,7 @@ def _read_shape(file: GgufFile) -> _Shape:
         rope_scaling=_rope_scaling(file),
     )
     if min(shape[:8]) < 1 or d_head % 2 or n_heads % shape.n_kv_heads:
-        raise ModelError(
-            f"{file.path}: the model's sizes contradict each other {tuple(shape[:8])}; fetch it again"
-        )
+        raise file.damaged(f"the model's sizes contradict each other {tuple(shape[:8])}")
     return shape
 
 
@@ -221,24 +218,18 @@ def _expected_shapes(s: _Shape) -> dict[str, tuple[int, ...]]:
 
 def _check_tensors(file: GgufFile, shape: _Shape) -> None:
     if shape.n_layers > len(file.reader.tensors):
-        raise ModelError(
-            f"{file.path}: {len(file.reader.tensors)} tensors for {shape.n_layers} blocks; fetch it again"
-        )
+        raise file.damaged(f"{len(file.reader.tensors)} tensors for {shape.n_layers} blocks")
     found = {t.name: tuple(int(n) for n in reversed(t.shape.tolist())) for t in file.reader.tensors}
     expected = _expected_shapes(shape)
     if "output.weight" in found:  # absent: output and input embeddings are tied
         expected["output.weight"] = expected["token_embd.weight"]
     if missing := sorted(expected.keys() - found.keys()):
-        raise ModelError(
-            f"{file.path}: tensor '{missing[0]}' is missing ({len(missing)} in all); fetch it again"
-        )
+        raise file.damaged(f"tensor '{missing[0]}' is missing ({len(missing)} in all)")
     if extra := sorted(found.keys() - expected.keys()):
         raise file.refuse(f"tensor '{extra[0]}' is not known ({len(extra)} in all)", "plain llama tensors")
     for name, size in expected.items():
         if found[name] != size:
-            raise ModelError(
-                f"{file.path}: tensor '{name}' is {found[name]}, the metadata says {size}; fetch it again"
-            )
+            raise file.damaged(f"tensor '{name}' is {found[name]}, the metadata says {size}")
 
 
 def _weights(file: GgufFile, shape: _Shape, progress: Progress | None) -> dict[str, Tensor]:
@@ -253,9 +244,7 @@ def _weights(file: GgufFile, shape: _Shape, progress: Progress | None) -> dict[s
             ) from error
         weight = torch.from_numpy(values)
         if not bool(torch.isfinite(weight).all()):
-            raise ModelError(
-                f"{file.path}: tensor '{tensor.name}' holds values that are not finite; fetch it again"
-            )
+            raise file.damaged(f"tensor '{tensor.name}' holds values that are not finite")
         part = tensor.name.split(".")
         if part[-2] in ("attn_q", "attn_k"):
             weight = _undo_permutation(weight, shape.n_heads if part[-2] == "attn_q" else shape.n_kv_heads)

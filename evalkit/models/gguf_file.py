@@ -39,10 +39,7 @@ class GgufFile:
         except FileNotFoundError:
             raise ModelError(f"{path}: no such file; give the path of a .gguf file") from None
         except (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError) as error:
-            detail = " ".join(str(error).split())[:120]
-            raise ModelError(
-                f"{path}: not a complete GGUF file ({detail}); fetch it again and compare its SHA-256"
-            ) from error
+            raise self.damaged(f"not a complete GGUF file ({str(error)[:120]})") from error
 
     def need(self, key: str, kind: type[T]) -> T:
         """The value under `key`.
@@ -53,9 +50,7 @@ class GgufFile:
         value = self.fields.get(key)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             found = "missing" if value is None else f"{str(value)[:40]!r}, not {kind.__name__}"
-            raise ModelError(
-                f"{self.path}: metadata '{key}' is {found}; the converter needs it, take another file"
-            )
+            raise self._error(f"metadata '{key}' is {found}; the converter needs it, take another file")
         return value
 
     def optional(self, key: str, kind: type[T], default: T) -> T:
@@ -66,14 +61,21 @@ class GgufFile:
         """The array under `key`, every item of type `kind`; ModelError otherwise."""
         values = self.need(key, list)
         if not all(isinstance(value, kind) for value in values):
-            raise ModelError(
-                f"{self.path}: metadata '{key}' holds items that are not {kind.__name__}; fetch it again"
-            )
+            raise self.damaged(f"metadata '{key}' holds items that are not {kind.__name__}")
         return values
 
     def refuse(self, what: str, supported: str) -> ModelError:
         """The error for something this converter would have to guess."""
-        return ModelError(f"{self.path}: {what}; supported: {supported}; convert it to safetensors elsewhere")
+        return self._error(f"{what}; supported: {supported}; convert it to safetensors elsewhere")
+
+    def damaged(self, what: str) -> ModelError:
+        """The error for a file that contradicts itself."""
+        return self._error(f"{what}; fetch it again and compare its SHA-256")
+
+    def _error(self, text: str) -> ModelError:
+        """Names inside a damaged file may hold control characters; a message stays on one line."""
+        printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+        return ModelError(f"{self.path}: {printable[:300]}")
 
 
 def read_header(file: GgufFile) -> GgufHeader:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from evalkit.errors import ModelError, did_you_mean
+from evalkit.errors import did_you_mean
 from evalkit.models.gguf_file import GgufFile
 
 _SPECIAL, _USER_DEFINED = 3, 4  # token types: llama.h, enum llama_token_type
@@ -50,7 +50,7 @@ def read_tokenizer(file: GgufFile) -> tuple[Tokenizer, dict[str, Any]]:
     known = set(tokens)
     whole = all(known.issuperset((left, right, left + right)) for left, right in merges)
     if len(types) != len(tokens) or len(known) != len(tokens) or not whole:
-        raise ModelError(f"{file.path}: vocabulary and merges contradict each other; fetch the file again")
+        raise file.damaged("vocabulary and merges contradict each other")
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
@@ -69,6 +69,6 @@ def _tokenizer_config(file: GgufFile, tokens: list[str]) -> dict[str, Any]:
     }
     for name, index in token_ids(file).items():
         if not 0 <= index < len(tokens):
-            raise ModelError(f"{file.path}: {name} {index} is outside the vocabulary; fetch the file again")
+            raise file.damaged(f"{name} {index} is outside the vocabulary")
         config[name] = tokens[index]
     return config

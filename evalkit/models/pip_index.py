@@ -19,7 +19,7 @@ from evalkit.errors import FetchError
 
 _CONNECT_S = 5  # chosen: an unreachable index is noticed within seconds
 _ANSWER_S = 30  # chosen: several mirrors, each given _CONNECT_S
-_LINK = re.compile(r"Found link (\S+)(?: \(from .*\))?,? .*version: (\S+)")
+_LINK = re.compile(r"Found link (\S+?),? (?:\(from .*)?version: (\S+)")
 
 
 class WheelLink(NamedTuple):
