@@ -505,7 +505,8 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 def export_samples(folder: Path, samples: Sequence[SampleResult]) -> tuple[Path, Path]:
     """samples.csv and samples.parquet, one row per sample; the paths.
 
-    In the CSV a text cell that a spreadsheet would run gets a leading apostrophe; parquet is verbatim.
+    The CSV is RFC 4180 (CR LF, so that a lone CR in a text is quoted); a text cell that a spreadsheet would
+    run gets a leading apostrophe. The parquet file is verbatim.
 
     Raises:
         RunError: they cannot be written.
@@ -527,7 +528,7 @@ def export_samples(folder: Path, samples: Sequence[SampleResult]) -> tuple[Path,
     for name in texts:
         guarded[name] = table[name].map(_guarded, na_action="ignore")
     csv_path, parquet_path = folder / "samples.csv", folder / "samples.parquet"
-    _write_whole(csv_path, guarded.to_csv(index=False, lineterminator="\n").encode())
+    _write_whole(csv_path, guarded.to_csv(index=False, lineterminator="\r\n").encode())
     _write_whole(parquet_path, parquet.getvalue())
     return csv_path, parquet_path
 
