@@ -306,6 +306,8 @@ class SaeCard(Record):
     quality: SaeQuality
     random_floor: SaeQuality | None = None
     """The same figures for a frozen-random SAE of this shape."""
+    quality_by_source: dict[str, SaeQuality] = {}
+    """`quality` by source of held-out text."""
     norm_limit: float | None = None
     """Streams with a larger L2 norm were not trained on and are not decomposed."""
     excluded_positions: tuple[int, ...] = ()

@@ -5,7 +5,8 @@ the stronger floor: an independent encoder's features would write in directions 
 with what they read, and its ablations would move the model less. Each bias is drawn so that the audited
 SAE's sparsity is kept (TopK: by construction; else one threshold, calibrated on the given stream).
 
-Residual coordinates: the identity, one signed feature per coordinate of the stream.
+Residual coordinates: the identity, one signed feature per coordinate of the stream. Random directions:
+the same along a random orthonormal basis.
 """
 
 from __future__ import annotations
@@ -83,6 +84,14 @@ def residual_coordinates(like: Sae) -> Sae:
         b_dec=torch.zeros(like.d_model),
         card=_bare_card(like),
     )
+    return replace(coder, sha256=weights_sha256(coder))
+
+
+def random_directions(like: Sae, seed: int) -> Sae:
+    """Signed coordinates along a random orthonormal basis: the identity coder, turned at random."""
+    generator = torch.Generator().manual_seed(seed)
+    basis, _ = torch.linalg.qr(torch.randn(like.d_model, like.d_model, generator=generator))
+    coder = replace(residual_coordinates(like), W_enc=basis.contiguous(), W_dec=basis.T.contiguous())
     return replace(coder, sha256=weights_sha256(coder))
 
 

@@ -14,10 +14,10 @@ import queue
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from evalkit.errors import SaeError
@@ -44,17 +44,22 @@ def residual_block(model: nn.Module, hook: str) -> nn.Module:
     raise SaeError(f"hook '{hook}': the model has no such block: choose a lower number")
 
 
-def harvest(
+class ChunkStreams(NamedTuple):
+    """The residual stream of one chunk at every hook, all positions."""
+
+    chunk: Chunk
+    streams: dict[str, Float[Tensor, "pos d_model"]]
+
+
+def chunk_streams(
     model: nn.Module,
     chunks: Sequence[Chunk],
     hooks: Sequence[str],
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
     tokens_per_batch: int = 2048,
-    pad: int = 0,
-) -> dict[str, Float[Tensor, "pos d_model"]]:
-    """Residual stream at each hook over the kept positions of `chunks`, in order of chunk length."""
-    kept: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
+) -> Iterator[ChunkStreams]:
+    """Residual stream at each hook, chunk by chunk, longest chunks first."""
     seen: dict[str, Tensor] = {}
     blocks = {hook: residual_block(model, hook) for hook in hooks}
     order = {module: place for place, module in enumerate(model.modules())}
@@ -68,26 +73,41 @@ def harvest(
 
         return record
 
-    handles = [block.register_forward_hook(recorder(hook)) for hook, block in blocks.items()]
-    try:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            for batch in _batches(chunks, tokens_per_batch):
-                width = max(len(chunk.tokens) for chunk in batch)
-                ids = torch.tensor([[*c.tokens, *[pad] * (width - len(c.tokens))] for c in batch])
-                with contextlib.suppress(_Stop):
-                    model(ids, use_cache=False)
-                mask = torch.zeros(ids.shape, dtype=torch.bool)
-                for row, chunk in enumerate(batch):
-                    mask[row, max(chunk.first, 1) : len(chunk.tokens)] = True
-                for hook in hooks:
-                    kept[hook].append(seen[hook].float()[mask])
-    finally:
-        for handle in handles:
-            handle.remove()
+    for batch in batches(chunks, tokens_per_batch):
+        handles = [block.register_forward_hook(recorder(hook)) for hook, block in blocks.items()]
+        try:
+            low = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+            with torch.no_grad(), low, contextlib.suppress(_Stop):
+                model(padded(batch), use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for row, chunk in enumerate(batch):
+            yield ChunkStreams(chunk, {hook: seen[hook][row, : len(chunk.tokens)].float() for hook in hooks})
+
+
+def harvest(
+    model: nn.Module,
+    chunks: Sequence[Chunk],
+    hooks: Sequence[str],
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+) -> dict[str, Float[Tensor, "pos d_model"]]:
+    """Residual stream at each hook over the kept positions of `chunks`, longest chunks first."""
+    kept: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
+    for chunk, streams in chunk_streams(model, chunks, hooks, dtype=dtype):
+        for hook in hooks:
+            kept[hook].append(streams[hook][max(chunk.first, 1) :])
     return {hook: torch.cat(parts) for hook, parts in kept.items()}
 
 
-def _batches(chunks: Sequence[Chunk], tokens_per_batch: int) -> Iterator[list[Chunk]]:
+def padded(batch: Sequence[Chunk]) -> Int[Tensor, "batch pos"]:
+    """Token ids, padded on the right with id 0."""
+    width = max(len(chunk.tokens) for chunk in batch)
+    return torch.tensor([[*chunk.tokens, *[0] * (width - len(chunk.tokens))] for chunk in batch])
+
+
+def batches(chunks: Sequence[Chunk], tokens_per_batch: int) -> Iterator[list[Chunk]]:
     """Chunks of like length together, longest first."""
     batch: list[Chunk] = []
     for chunk in sorted(chunks, key=lambda chunk: -len(chunk.tokens)):

