@@ -30,9 +30,9 @@ from evalkit.plugins import Probe
 from evalkit.records import Batch, Environment, Plan, ProbeSpec, SaeRecord, SaeRef, Sample
 from evalkit.saes import catalogue
 from evalkit.saes.coder import Sae
-from evalkit.saes.floors import frozen_random, residual_coordinates
+from evalkit.saes.floors import frozen_random, random_directions, residual_coordinates
 from evalkit.saes.loaders import load_sae
-from evalkit.scorers import make_scorer
+from evalkit.scorers import check_sample, make_scorer
 from evalkit.suites import LoadedSuite, load_suite, render_samples
 
 BATCH_SIZE = 16  # chosen: decoding gains up to about 32 rows on two cores; 16 keeps the cache small
@@ -42,6 +42,15 @@ SIZES_GENERATE = (1, 4, 16)
 """The same where every point costs a generated response."""
 RANDOM_SEEDS = (0, 1, 2, 3, 4)
 """Frozen-random SAEs put through the same selection (DESIGN §5: at least 5)."""
+MATCHED_SETS, MATCHED_SETS_GENERATE = 99, 19
+"""Unselected control sets per mode circuit (DESIGN §5); shown, never decisive."""
+THRESHOLDS = {
+    "min_held_out_failures": 8.0,
+    "necessity_share": 0.8,
+    "minimum_effect": 0.1,
+    "robust_share": 0.9,
+}
+"""Fixed before the run: what a grade depends on (DESIGN §5; minimum effect chosen: one failure in ten)."""
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pydantic", "weasyprint")
 
 
@@ -130,12 +139,13 @@ def prepare(options: Options, progress: Progress) -> Prepared:
         sae_sha256={r.hook: r.sha256 for r in sae_records},
         dtype=options.dtype,
         held_out_groups=_held_out(samples, suite.attribution.held_out, options.seed),
-        thresholds={"robust_share": 0.9, "min_held_out_failures": 8.0, "necessity_share": 0.8},
+        thresholds=THRESHOLDS,
         grid={
             "sizes": tuple(map(str, sizes_within(SIZES, suite.attribution.confirm))),
             "sizes_generate": tuple(map(str, sizes_within(SIZES_GENERATE, suite.attribution.confirm))),
             "frozen_random_seeds": tuple(map(str, RANDOM_SEEDS)),
-            "controls": ("frozen_random", "residual_coordinate"),
+            "controls": ("frozen_random", "residual_coordinate", "random_direction"),
+            "matched_sets": (str(MATCHED_SETS), str(MATCHED_SETS_GENERATE)),
         },
         policy=loaded.policy,
         n_earlier_runs=None,
@@ -209,7 +219,7 @@ def _fits(sae: Sae, model: TextModel) -> bool:
 def control_coders(
     saes: Mapping[str, Sae], plan: Plan, streams: Callable[[str], torch.Tensor]
 ) -> list[Coders]:
-    """Frozen-random SAEs of the same shapes, and residual coordinates.
+    """Frozen-random SAEs of the same shapes, residual coordinates, and random directions.
 
     Args:
         streams: hook → decomposed activations [position, d_model] on which random SAEs get the audited
@@ -224,7 +234,12 @@ def control_coders(
         for seed in plan.grid["frozen_random_seeds"]
     ]
     coordinates = {h: residual_coordinates(sae) for h, sae in saes.items()}
-    return [*controls, Coders("residual_coordinate", None, coordinates)]
+    directions = {h: random_directions(sae, 0) for h, sae in saes.items()}
+    return [
+        *controls,
+        Coders("residual_coordinate", None, coordinates),
+        Coders("random_direction", 0, directions),
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- samples
@@ -241,7 +256,10 @@ def _encode_all(
 ) -> dict[str, Prompt]:
     prompts = {s.id: model.encode(s) for s in samples}
     for name, probe in probes.items():
-        probe.check(model, [s for s in samples if s.probe == name])
+        mine = [s for s in samples if s.probe == name]
+        probe.check(model, mine)
+        for sample in mine:
+            check_sample(probe.scorer, sample)
     return prompts
 
 

@@ -15,19 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit import stats
+from evalkit.circuits import mode_circuits, sample_circuits
 from evalkit.records import (
-    Attribution,
     AttributionRecord,
     Circuit,
-    CircuitNode,
     Claim,
     Context,
     ContextResult,
-    Control,
     FailureModeResult,
     InterventionRecord,
-    Necessity,
-    Node,
     Plan,
     ProbeSpec,
     Proportion,
@@ -58,12 +54,15 @@ def tally(
 ) -> Tally:
     """Count outcomes, assemble circuits from the ledger, and state what was found."""
     results = _sample_results(plan, samples, {a.sample: a for a in attributions})
-    circuits = _sample_circuits(results, interventions)
+    circuits = (
+        *sample_circuits(results, interventions),
+        *mode_circuits(results, interventions, plan.thresholds),
+    )
     modes = tuple(
         _failure_mode(plan, mode, results, circuits, interventions)
         for mode in dict.fromkeys(p.failure_mode for p in plan.suite.probes)
     )
-    claims, notes = _claims(modes, results)
+    claims, notes = _claims(modes, results, circuits)
     return Tally(modes, results, circuits, claims, notes)
 
 
@@ -271,7 +270,12 @@ def _size_curve(failures: set[str], interventions: Sequence[InterventionRecord])
     """
     groups: dict[tuple[str, int | None, int], list[InterventionRecord]] = {}
     for r in interventions:
-        if r.purpose == "necessity" and r.sample in failures and r.control_kind != "whole_stream":
+        if (
+            r.purpose == "necessity"
+            and r.circuit is None
+            and r.sample in failures
+            and r.control_kind != "whole_stream"
+        ):
             groups.setdefault((r.control_kind, r.control_seed, r.size), []).append(r)
     points = []
     for (kind, seed, size), rows in sorted(groups.items(), key=lambda g: (g[0][0], g[0][1] or 0, g[0][2])):
@@ -293,92 +297,6 @@ def _size_curve(failures: set[str], interventions: Sequence[InterventionRecord])
             )
         )
     return tuple(points)
-
-
-def _sample_circuits(
-    results: Sequence[SampleResult], interventions: Sequence[InterventionRecord]
-) -> tuple[Circuit, ...]:
-    """One circuit per attributed failure: its own certified nodes, and what switching them off did."""
-    ledger: dict[str, list[InterventionRecord]] = {}
-    for r in interventions:
-        if r.purpose == "necessity":
-            ledger.setdefault(r.sample, []).append(r)
-    return tuple(
-        _sample_circuit(r, r.attribution, ledger.get(r.id, []))
-        for r in results
-        if r.attribution is not None and r.attribution.method and r.id in ledger
-    )
-
-
-def _sample_circuit(
-    result: SampleResult, attribution: Attribution, ledger: Sequence[InterventionRecord]
-) -> Circuit:
-    own = [r for r in ledger if r.control_kind == "none"]
-    largest = max(own, key=lambda r: r.size, default=None)
-    wanted = set(largest.nodes) if largest else set()
-    nodes = [n for n in attribution.nodes if n.id in wanted]
-    ceiling = next((float(r.flipped) for r in ledger if r.control_kind == "whole_stream"), None)
-    return Circuit(
-        id=f"{result.id}:sample",
-        failure_mode=result.failure_mode,
-        level="sample",
-        nodes=tuple(map(_circuit_node, nodes)),
-        edges=(),
-        necessity=_necessity(largest, ceiling) if largest else None,
-        sufficiency=None,
-        controls=_controls(ledger, largest.size if largest else None),
-        grade="attributed" if nodes else "inconclusive",
-        flip_rate=None,
-        sample=result.id,
-        size=len(nodes),
-    )
-
-
-def _circuit_node(node: Node) -> CircuitNode:
-    return CircuitNode(
-        id=node.id,
-        hook=node.hook,
-        feature=node.feature,
-        role=node.role,
-        effect_nats=node.confirmed_nats if node.confirmed_nats is not None else node.effect_nats,
-        label=None,
-        label_source=None,
-    )
-
-
-def _necessity(record: InterventionRecord, ceiling: float | None) -> Necessity:
-    interval = stats.wilson(int(record.flipped), 1)
-    assert interval is not None
-    return Necessity(
-        n=1,
-        n_flipped=int(record.flipped),
-        rate=interval.estimate,
-        ci_low=interval.low,
-        ci_high=interval.high,
-        ceiling=ceiling,
-        n_broken=int(record.outcome_after == "unscored"),
-        collateral_kl=record.collateral_kl,
-    )
-
-
-def _controls(ledger: Sequence[InterventionRecord], size: int | None) -> tuple[Control, ...]:
-    """Same-selection controls at the circuit's size."""
-    controls = []
-    for kind in ("frozen_random", "residual_coordinate", "dense_neuron"):
-        rows = [r for r in ledger if r.control_kind == kind and r.size == size]
-        if rows:
-            flipped = sum(r.flipped for r in rows)
-            controls.append(
-                Control(
-                    kind=kind,
-                    selected=True,
-                    n_sets=len(rows),
-                    n=len(rows),
-                    n_flipped=flipped,
-                    rate=flipped / len(rows),
-                )
-            )
-    return tuple(controls)
 
 
 # ------------------------------------------------------------------------------------------- sentences
@@ -403,7 +321,7 @@ def beats_floors(curve: Sequence[SizePoint]) -> tuple[SizePoint, SizePoint] | No
 
 
 def _claims(
-    modes: Sequence[FailureModeResult], results: Sequence[SampleResult]
+    modes: Sequence[FailureModeResult], results: Sequence[SampleResult], circuits: Sequence[Circuit]
 ) -> tuple[tuple[Claim, ...], tuple[str, ...]]:
     claims, notes = [], []
     for mode in modes:

@@ -19,6 +19,7 @@ from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
 from evalkit.attribution.capture import decomposed_positions
 from evalkit.attribution.cases import Case, choose_contrast
 from evalkit.attribution.features import describe
+from evalkit.attribution.modes import ModeInput, measure_mode
 from evalkit.errors import RunError
 from evalkit.models.cache import Progress, Step
 from evalkit.planning import Options, Prepared
@@ -28,12 +29,15 @@ from evalkit.records import (
     Batch,
     Feature,
     GateReport,
+    InterventionRecord,
     Manifest,
     Outcome,
+    ProbeSpec,
     Response,
     Results,
     RunRecord,
     SampleRecord,
+    SampleResult,
     Score,
     SuiteRecord,
 )
@@ -62,6 +66,7 @@ def audit(options: Options, progress: Progress) -> Audited:
     with open_store(options, prepared) as store:
         respond(prepared, store, progress)
         attribute(prepared, store, progress)
+        probe_modes(prepared, store, progress)
         results = conclude(prepared, store, progress)
         folder = store.folder
     report = judge(folder, results, prepared)
@@ -90,6 +95,7 @@ def attribute_run(folder: Path, progress: Progress, *, offline: bool = False) ->
     with open_store(options, prepared) as store:
         respond(prepared, store, progress)
         attribute(prepared, store, progress)
+        probe_modes(prepared, store, progress)
         return conclude(prepared, store, progress)
 
 
@@ -185,6 +191,60 @@ def attribute(prepared: Prepared, store: RunStore, progress: Progress) -> None:
                     margin_nats=attributed.margin_nats,
                 )
     progress(Step("attributing failures", len(batches), len(batches)))
+
+
+def probe_modes(prepared: Prepared, store: RunStore, progress: Progress) -> None:
+    """Choose each failure mode's shared circuit on the discovery half and test it on the held-out half.
+
+    An interrupted run makes all of these measurements again.
+    """
+    if not prepared.saes or any(r.circuit is not None for r in store.interventions):
+        return
+    records = {r.sample.id: r for r in store.samples}
+    failures = [records[s.id] for s in tally(store.plan, store.samples, (), ()).samples if _is_failure(s)]
+    cases, _ = _cases(prepared, store, failures, records)
+    modes = [m for m in (_mode_input(prepared, store, p, cases) for p in prepared.plan.suite.probes) if m]
+    controls = _controls(prepared, cases) if modes else []
+    ledger: list[InterventionRecord] = []
+    for n, mode in enumerate(modes):
+        progress(Step("testing mode circuits", n, len(modes)))
+        ledger += measure_mode(
+            prepared.model,
+            mode,
+            prepared.prompts,
+            Coders("none", None, prepared.saes),
+            controls,
+            prepared.plan.suite.attribution,
+            prepared.plan.seed,
+        )
+    store.append_interventions(ledger)
+    progress(Step("testing mode circuits", len(modes), len(modes)))
+
+
+def _is_failure(sample: SampleResult) -> bool:
+    return sample.counted and sample.outcome == "fail"
+
+
+def _mode_input(
+    prepared: Prepared, store: RunStore, spec: ProbeSpec, cases: Sequence[Case]
+) -> ModeInput | None:
+    """A probe's counted failures in the first context, split by the plan; None if a half is empty."""
+    plan = store.plan
+    mine = [c for c in cases if c.sample.probe == spec.id and c.sample.context == plan.suite.contexts[0]]
+    held_out = frozenset(plan.held_out_groups)
+    discovery = [c for c in mine if c.sample.group not in held_out]
+    rest = [c for c in mine if c.sample.group in held_out]
+    if not discovery or not rest:
+        return None
+    choice = spec.kind == "choice"
+    return ModeInput(
+        name=f"{spec.failure_mode}:{spec.id}:mode",
+        probe=prepared.probes[spec.id],
+        discovery=discovery,
+        held_out=rest,
+        n_matched=int(plan.grid["matched_sets"][0 if choice else 1]),
+        sizes=[int(s) for s in plan.grid["sizes" if choice else "sizes_generate"]],
+    )
 
 
 def _cases(

@@ -71,6 +71,7 @@ class Bench(NamedTuple):
     seed: int
 
     def margin(self, case: int) -> float:
+        """Margin of a case before any change, nats."""
         return float(self.captured.margins[case])
 
 
@@ -108,8 +109,8 @@ def attribute_batch(
         sizes: numbers of nodes switched off at once.
         seed: seed of the run, for probes that sample.
     """
-    bench = _bench(model, probe, cases, prompts, audited.saes, seed)
-    tables = _tabulate_all(bench, audited.saes)
+    bench = make_bench(model, probe, cases, prompts, audited.saes, seed)
+    tables = tabulate_all(bench, audited.saes)
     certified = _certify_all(bench, audited.saes, tables, spec.confirm, contrast=True)
     ledger: list[list[InterventionRecord]] = [
         [r for c in certified[n] for r in _certificates(bench, n, c)] for n in range(len(cases))
@@ -118,7 +119,7 @@ def attribute_batch(
     _ceilings(bench, certified, ledger)
     for control in controls:
         same = _certify_all(
-            bench, control.saes, _tabulate_all(bench, control.saes), spec.confirm, contrast=False
+            bench, control.saes, tabulate_all(bench, control.saes), spec.confirm, contrast=False
         )
         _switch_off(bench, control, same, sizes, ledger)
     return [
@@ -132,7 +133,7 @@ def attribute_batch(
 # ------------------------------------------------------------------------------------------- 1. capture
 
 
-def _bench(
+def make_bench(
     model: TextModel,
     probe: Probe,
     cases: Sequence[Case],
@@ -140,6 +141,7 @@ def _bench(
     saes: Mapping[str, Sae],
     seed: int,
 ) -> Bench:
+    """Capture a batch of failures and the streams of their contrast samples."""
     hooks = sorted(saes, key=model.layer_of)
     captured = capture(model, cases, hooks)
     needed = sorted({i for c in cases for i in c.contrast.samples})
@@ -148,14 +150,14 @@ def _bench(
         with torch.no_grad():
             other_run = model.read([prompts[i].ids for i in needed], hooks)
     decomposed = {
-        h: [decomposed_positions(_row(captured.run, h, n), saes[h].card) for n in range(len(cases))]
+        h: [decomposed_positions(row_of(captured.run, h, n), saes[h].card) for n in range(len(cases))]
         for h in hooks
     }
     rows = {i: n for n, i in enumerate(needed)}
     return Bench(model, probe, cases, captured, rows, other_run, prompts, decomposed, seed)
 
 
-def _row(run: Run, hook: str, row: int) -> Tensor:
+def row_of(run: Run, hook: str, row: int) -> Tensor:
     """The unpadded stream of one row: [pos, d_model]."""
     return run.streams[hook][row, run.offset(row) :]
 
@@ -163,7 +165,7 @@ def _row(run: Run, hook: str, row: int) -> Tensor:
 # ------------------------------------------------------------------------------------------ 2. estimate
 
 
-def _tabulate_all(bench: Bench, saes: Mapping[str, Sae]) -> list[list[Table]]:
+def tabulate_all(bench: Bench, saes: Mapping[str, Sae]) -> list[list[Table]]:
     """Per case, one table per hook."""
     return [[_tabulate(bench, n, saes[h]) for h in bench.decomposed] for n in range(len(bench.cases))]
 
@@ -172,7 +174,7 @@ def _tabulate(bench: Bench, n: int, sae: Sae) -> Table:
     run, offset = bench.captured.run, bench.captured.run.offset(n)
     return tabulate(
         sae,
-        _row(run, sae.hook, n),
+        row_of(run, sae.hook, n),
         bench.captured.gradients[sae.hook][n, offset:],
         bench.captured.gradients_frozen[sae.hook][n, offset:],
         bench.decomposed[sae.hook][n],
@@ -182,11 +184,12 @@ def _tabulate(bench: Bench, n: int, sae: Sae) -> Table:
 
 def _side(bench: Bench, n: int, other: str, sae: Sae) -> Side:
     assert bench.other_run is not None
-    stream = _row(bench.other_run, sae.hook, bench.others[other])
-    return Side(stream, _places(bench, n, other), decomposed_positions(stream, sae.card))
+    stream = row_of(bench.other_run, sae.hook, bench.others[other])
+    return Side(stream, contrast_places(bench, n, other), decomposed_positions(stream, sae.card))
 
 
-def _places(bench: Bench, n: int, other: str) -> tuple[int, ...]:
+def contrast_places(bench: Bench, n: int, other: str) -> tuple[int, ...]:
+    """Counterpart of each position of case `n` in a contrast sample; −1: none."""
     case = bench.cases[n]
     return align(case.prompt, bench.other_prompts[other], case.contrast.kind)
 
@@ -214,7 +217,7 @@ def _certify_all(
                     setting = Setting(table.hook, position, int(table.feature[row]), target)
                     wanted.append((n, place, k))
                     changes.append(Change(n, (setting,)))
-    effect = _effects(bench, saes, changes)
+    effect = effects_of(bench, saes, changes)
     exact = {w: effect[i] for i, w in enumerate(wanted)}
     certified = []
     for n, places in enumerate(lists):
@@ -228,7 +231,7 @@ def _certify_all(
     return certified
 
 
-def _effects(bench: Bench, saes: Mapping[str, Sae], changes: Sequence[Change]) -> list[float]:
+def effects_of(bench: Bench, saes: Mapping[str, Sae], changes: Sequence[Change]) -> list[float]:
     """Margin before − margin after of each change, nats: positive was pushing towards failure."""
     effects = [0.0] * len(changes)
     for batch, run in rerun_changes(bench.model, bench.captured.run, saes, changes):
@@ -303,9 +306,9 @@ def _switch_off(
     changes = [
         Change(n, tuple(_zero(c, bench.captured.run.offset(n)) for c in nodes)) for n, _, nodes in jobs
     ]
-    collateral = _collateral(bench, coders.saes, jobs)
+    collateral = collateral_kl(bench, coders.saes, _twin_changes(bench, jobs))
     for batch, run in rerun_changes(bench.model, bench.captured.run, coders.saes, changes):
-        for i, (outcome, margin) in zip(batch, _decide(bench, run, [jobs[i][0] for i in batch]), strict=True):
+        for i, (outcome, margin) in zip(batch, decide(bench, run, [jobs[i][0] for i in batch]), strict=True):
             n, size, nodes = jobs[i]
             ledger[n].append(
                 _necessity(
@@ -314,7 +317,7 @@ def _switch_off(
             )
 
 
-def _decide(bench: Bench, run: Run, cases: Sequence[int]) -> list[tuple[Outcome, float]]:
+def decide(bench: Bench, run: Run, cases: Sequence[int]) -> list[tuple[Outcome, float]]:
     """Score each row again after decoding again; and its margin."""
     chosen = [bench.cases[n] for n in cases]
     scores = bench.probe.rescore(
@@ -330,17 +333,15 @@ def _zero(c: Certified, offset: int) -> Setting:
     return Setting(hook, position + offset, feature, 0.0)
 
 
-def _collateral(
-    bench: Bench, saes: Mapping[str, Sae], jobs: Sequence[tuple[int, int, list[Certified]]]
-) -> dict[int, float]:
-    """KL(clean ‖ changed) of the next token on the passing twin, nats, for the same features zeroed there."""
-    changes, owners = [], []
+def _twin_changes(bench: Bench, jobs: Sequence[tuple[int, int, list[Certified]]]) -> dict[int, Change]:
+    """For each job the same features zeroed in the passing twin, where they have a counterpart."""
+    changes = {}
     for i, (n, _, nodes) in enumerate(jobs):
         contrast = bench.cases[n].contrast
         if contrast.kind != "twin" or bench.other_run is None:
             continue
         row = bench.others[contrast.samples[0]]
-        places = _places(bench, n, contrast.samples[0])
+        places = contrast_places(bench, n, contrast.samples[0])
         offset = bench.other_run.offset(row)
         settings = {
             Setting(c.key[0], places[c.key[1]] + offset, c.key[2], 0.0)
@@ -348,16 +349,22 @@ def _collateral(
             if places[c.key[1]] >= 0
         }
         if settings:
-            changes.append(Change(row, tuple(sorted(settings))))
-            owners.append(i)
+            changes[i] = Change(row, tuple(sorted(settings)))
+    return changes
+
+
+def collateral_kl(bench: Bench, saes: Mapping[str, Sae], changes: Mapping[int, Change]) -> dict[int, float]:
+    """KL(clean ‖ changed) of the contrast sample's next token under each change, nats."""
     out: dict[int, float] = {}
-    if bench.other_run is not None:
-        clean = bench.other_run.logits.float().log_softmax(-1)
-        for batch, run in rerun_changes(bench.model, bench.other_run, saes, changes):
-            after = run.logits.float().log_softmax(-1)
-            for r, i in enumerate(batch):
-                before = clean[changes[i].row]
-                out[owners[i]] = float((before.exp() * (before - after[r])).sum().clamp(min=0))
+    if bench.other_run is None:
+        return out
+    clean = bench.other_run.logits.float().log_softmax(-1)
+    owners = list(changes)
+    for batch, run in rerun_changes(bench.model, bench.other_run, saes, [changes[i] for i in owners]):
+        after = run.logits.float().log_softmax(-1)
+        for r, i in enumerate(batch):
+            before = clean[changes[owners[i]].row]
+            out[owners[i]] = float((before.exp() * (before - after[r])).sum().clamp(min=0))
     return out
 
 
@@ -404,23 +411,23 @@ def _ceilings(
         start = min(p for _, p in places) + offset
         edits = {
             hook: set_stream(
-                [(0, p + offset, _baseline_stream(bench, n, hook, p)) for h, p in places if h == hook], start
+                [(0, p + offset, baseline_stream(bench, n, hook, p)) for h, p in places if h == hook], start
             )
             for hook in {h for h, _ in places}
         }
         lowest = min(edits, key=bench.model.layer_of)
         changed = bench.model.rerun(run, [n], lowest, start, edits)
-        [(outcome, margin)] = _decide(bench, changed, [n])
+        [(outcome, margin)] = decide(bench, changed, [n])
         names = [f"{h}/p{p}" for h, p in places]
         ledger[n].append(_necessity(bench, n, whole, names, len(nodes), outcome, margin, None))
 
 
-def _baseline_stream(bench: Bench, n: int, hook: str, position: int) -> Tensor:
+def baseline_stream(bench: Bench, n: int, hook: str, position: int) -> Tensor:
     """The contrast sample's stream at the counterpart; without one, its mean over the user's message."""
     assert bench.other_run is not None
     other = bench.cases[n].contrast.samples[0]
-    stream = _row(bench.other_run, hook, bench.others[other])
-    place = _places(bench, n, other)[position]
+    stream = row_of(bench.other_run, hook, bench.others[other])
+    place = contrast_places(bench, n, other)[position]
     if place >= 0:
         return stream[place]
     roles = bench.other_prompts[other].roles

@@ -12,7 +12,7 @@ For one failure, one hook, and its decomposed positions (DESIGN §5, "Shortlist 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from evalkit.saes.coder import Sae
 
 PAIRS_PER_CHUNK = 1 << 14  # chosen: 16,384 gathered rows of d = 576 hold 38 MB
 IDENTITY_TOLERANCE = 1e-4  # chosen: float32 rounding of sums of some thousand terms, relative
+
+
+T = TypeVar("T")
 
 
 class Side(NamedTuple):
@@ -137,11 +140,12 @@ def shortlist(tables: Sequence[Table], n: int) -> list[Place]:
         size = np.abs(np.concatenate(column))
         order = np.lexsort((feature, position, hook, -size))
         rankings.append([int(i) for i in order[: n * 4] if size[i] > 0])
-    return [places[i] for i in _in_turn(rankings, n)]
+    return [places[i] for i in in_turn(rankings, n)]
 
 
-def _in_turn(rankings: Sequence[Sequence[int]], n: int) -> list[int]:
-    chosen: dict[int, None] = {}
+def in_turn(rankings: Sequence[Sequence[T]], n: int) -> list[T]:
+    """Each ranking's best in turn, without repetition, until `n` are found or all are exhausted."""
+    chosen: dict[T, None] = {}
     queues = [iter(r) for r in rankings]
     while queues and len(chosen) < n:
         alive = []

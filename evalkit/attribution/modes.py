@@ -1,0 +1,397 @@
+"""The circuit that a failure mode's failures share, chosen on one half and tested on the other.
+
+For one failure mode (DESIGN §5, "Two levels"; the arithmetic of ranking and grading is in `circuits.py`):
+1. discovery: failures of groups outside the held-out half, and their passing twins; estimate for every
+   (hook, role, feature) the ablation effect summed over the role's positions, mean over failures −
+   mean over twins; each estimator's best in turn make the shortlist;
+2. measure the shortlist exactly on the same samples, by zeroing the feature at every position of the
+   role; rank, and freeze the nodes that push failures more than twins;
+3. held-out failures: zero the best 1, 2, 4 … nodes at once, decode and score again; collateral on their
+   twins; the ceiling moves the whole stream at the circuit's hooks and roles to the twin's;
+4. sufficiency: give the passing twins the failing values at the circuit's nodes; who fails now?
+5. every negative control goes through 1–3 unchanged; unselected draws of active features are shown.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from evalkit.attribution.attribute import (
+    Bench,
+    Coders,
+    baseline_stream,
+    collateral_kl,
+    contrast_places,
+    decide,
+    effects_of,
+    make_bench,
+    row_of,
+    tabulate_all,
+)
+from evalkit.attribution.cases import Case, Contrast
+from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
+from evalkit.attribution.shortlist import Table, in_turn
+from evalkit.chain import UNCHAINED
+from evalkit.circuits import own_size, rank_shared, shared_id, split_shared
+from evalkit.models.text import Prompt, TextModel
+from evalkit.plugins import Probe
+from evalkit.records import AttributionSpec, InterventionRecord, Outcome
+from evalkit.saes.coder import Sae
+
+DISCOVERY = 12  # chosen: failures used to choose nodes; more change the ranking little and cost linearly
+BENCH = 8  # failures captured at once
+
+
+class ModeInput(NamedTuple):
+    """One failure mode, split."""
+
+    name: str
+    """Id of the circuit."""
+    probe: Probe
+    discovery: Sequence[Case]
+    held_out: Sequence[Case]
+    n_matched: int
+    """Unselected control sets."""
+    sizes: Sequence[int]
+
+
+class _Half(NamedTuple):
+    """Captured benches of one half, failures and (for discovery) their passing twins."""
+
+    benches: list[Bench]
+    failing: set[str]
+
+
+def measure_mode(
+    model: TextModel,
+    mode: ModeInput,
+    prompts: Mapping[str, Prompt],
+    audited: Coders,
+    controls: Sequence[Coders],
+    spec: AttributionSpec,
+    seed: int,
+) -> list[InterventionRecord]:
+    """Choose, freeze and test one mode circuit and its controls; every measurement as a ledger line."""
+    chosen = list(mode.discovery)[:DISCOVERY]
+    twins = [t for c in chosen if (t := _twin_case(c, prompts)) is not None]
+    discovery = _Half(
+        _benches(model, mode, [*chosen, *twins], prompts, audited.saes, seed), {c.sample.id for c in chosen}
+    )
+    held_out = _Half(_benches(model, mode, mode.held_out, prompts, audited.saes, seed), set())
+    ledger: list[InterventionRecord] = []
+    for coders in (audited, *controls):
+        certified = _choose(mode, discovery, coders, spec.confirm)
+        ledger += certified
+        nodes = [r.node for r in rank_shared(certified, discovery.failing, (coders.kind, coders.seed))]
+        ledger += _necessity(mode, held_out, coders, nodes, mode.sizes)
+        if coders.kind == "none":
+            size = own_size(ledger, 0.8)
+            ledger += _ceiling(mode, held_out, nodes[: size or 0])
+            ledger += _sufficiency(mode, held_out, coders, nodes, mode.sizes)
+            ledger += _matched(mode, discovery, held_out, coders, nodes[: size or 0], size, seed)
+    return ledger
+
+
+def _twin_case(case: Case, prompts: Mapping[str, Prompt]) -> Case | None:
+    """The passing twin with the failure's own pair, so that both groups are measured alike."""
+    if case.contrast.kind != "twin":
+        return None
+    name = case.contrast.samples[0]
+    sample = case.sample.model_copy(update={"id": name, "counterfactual": None})
+    return Case(sample, prompts[name], case.pair, Contrast("ablation", ()))
+
+
+def _benches(
+    model: TextModel,
+    mode: ModeInput,
+    cases: Sequence[Case],
+    prompts: Mapping[str, Prompt],
+    saes: Mapping[str, Sae],
+    seed: int,
+) -> list[Bench]:
+    order = sorted(cases, key=lambda c: (len(c.prompt.ids), c.sample.id))
+    parts = [order[n : n + BENCH] for n in range(0, len(order), BENCH)]
+    return [make_bench(model, mode.probe, part, prompts, saes, seed) for part in parts]
+
+
+# --------------------------------------------------------------------------------- 1, 2: choose on one half
+
+
+def _choose(mode: ModeInput, half: _Half, coders: Coders, n: int) -> list[InterventionRecord]:
+    """Exact effects of the shortlist on every discovery sample."""
+    estimates: list[dict[str, float]] = [{}, {}]
+    active: dict[tuple[int, int], set[str]] = {}
+    n_failing = max(len(half.failing), 1)
+    n_passing = max(sum(len(b.cases) for b in half.benches) - len(half.failing), 1)
+    for b, bench in enumerate(half.benches):
+        for c, tables in enumerate(tabulate_all(bench, coders.saes)):
+            failing = bench.cases[c].sample.id in half.failing
+            weight = 1 / n_failing if failing else -1 / n_passing
+            seen = active.setdefault((b, c), set())
+            for table in tables:
+                _add(table, bench.cases[c].prompt.roles, weight, estimates, seen)
+    rankings = [
+        [node for node, value in sorted(e.items(), key=lambda i: (-i[1], i[0]))[: 4 * n] if value > 0]
+        for e in estimates
+    ]
+    shortlist = in_turn(rankings, n)
+    records = []
+    for b, bench in enumerate(half.benches):
+        jobs = [(c, node) for c in range(len(bench.cases)) for node in shortlist]
+        moving = [(c, node) for c, node in jobs if node in active[b, c]]
+        effect = effects_of(bench, coders.saes, [_zero(bench, c, [node]) for c, node in moving])
+        measured = dict(zip(moving, effect, strict=True))
+        for c, node in jobs:
+            after = bench.margin(c) - measured.get((c, node), 0.0)
+            records.append(_record(mode, bench, c, coders, "certify", [node], 1, None, after))
+    return records
+
+
+def _add(
+    table: Table,
+    roles: Sequence[str],
+    weight: float,
+    estimates: list[dict[str, float]],
+    seen: set[str],
+) -> None:
+    """Add one sample's estimates, summed over the positions of a role, to the running means."""
+    columns = (table.ablation, table.ablation_frozen)
+    names = [
+        shared_id(table.hook, roles[p], int(f)) for p, f in zip(table.position, table.feature, strict=True)
+    ]
+    seen.update(names)
+    for total, column in zip(estimates, columns, strict=True):
+        for name, value in zip(names, column, strict=True):
+            total[name] = total.get(name, 0.0) + weight * float(value)
+
+
+# ------------------------------------------------------------------------------------ 3: held-out necessity
+
+
+def _necessity(
+    mode: ModeInput, half: _Half, coders: Coders, nodes: Sequence[str], sizes: Sequence[int]
+) -> list[InterventionRecord]:
+    """Zero the best nodes in every held-out failure; without nodes the failure stays as it is."""
+    records = []
+    for bench in half.benches:
+        jobs = [(c, size) for c in range(len(bench.cases)) for size in sizes]
+        sets = {size: list(nodes[:size]) for size in sizes}
+        records += _test_sets(mode, bench, coders, [(c, size, sets[size]) for c, size in jobs])
+    return records
+
+
+def _test_sets(
+    mode: ModeInput, bench: Bench, coders: Coders, jobs: Sequence[tuple[int, int, list[str]]]
+) -> list[InterventionRecord]:
+    """Decode and score again with each (case, size, nodes) zeroed; collateral on the passing twin."""
+    changes = [_zero(bench, c, nodes) for c, _, nodes in jobs]
+    moving = [i for i, change in enumerate(changes) if change.settings]
+    decided: dict[int, tuple[Outcome, float]] = {}
+    for batch, run in rerun_changes(
+        bench.model, bench.captured.run, coders.saes, [changes[i] for i in moving]
+    ):
+        cases = [jobs[moving[i]][0] for i in batch]
+        for i, result in zip(batch, decide(bench, run, cases), strict=True):
+            decided[moving[i]] = result
+    twins = [(i, _zero_twin(bench, c, nodes)) for i, (c, _, nodes) in enumerate(jobs)]
+    collateral = collateral_kl(bench, coders.saes, {i: t for i, t in twins if t is not None and t.settings})
+    return [
+        _record(
+            mode,
+            bench,
+            c,
+            coders,
+            "necessity",
+            nodes,
+            size,
+            *decided.get(i, ("fail", bench.margin(c))),
+            collateral=collateral.get(i),
+        )
+        for i, (c, size, nodes) in enumerate(jobs)
+    ]
+
+
+def _zero(bench: Bench, c: int, nodes: Sequence[str]) -> Change:
+    """The feature at zero at every decomposed position of its role."""
+    offset = bench.captured.run.offset(c)
+    settings = [
+        Setting(hook, p + offset, feature, 0.0)
+        for hook, role, feature in map(split_shared, nodes)
+        for p in _positions(bench, c, hook, role)
+    ]
+    return Change(c, tuple(settings))
+
+
+def _positions(bench: Bench, c: int, hook: str, role: str) -> list[int]:
+    roles = bench.cases[c].prompt.roles
+    return [p for p, r in enumerate(roles) if r == role and bench.decomposed[hook][c][p]]
+
+
+def _zero_twin(bench: Bench, c: int, nodes: Sequence[str]) -> Change | None:
+    """The same nodes at zero in the passing twin, by its own roles."""
+    contrast = bench.cases[c].contrast
+    if contrast.kind != "twin" or bench.other_run is None:
+        return None
+    row = bench.others[contrast.samples[0]]
+    offset = bench.other_run.offset(row)
+    roles = bench.other_prompts[contrast.samples[0]].roles
+    settings = [
+        Setting(hook, p + offset, feature, 0.0)
+        for hook, role, feature in map(split_shared, nodes)
+        for p, r in enumerate(roles)
+        if r == role and p > 0
+    ]
+    return Change(row, tuple(settings))
+
+
+def _ceiling(mode: ModeInput, half: _Half, nodes: Sequence[str]) -> list[InterventionRecord]:
+    """Move the whole stream at exactly the circuit's hooks and roles to the contrast sample's."""
+    whole = Coders("whole_stream", None, {})
+    records = []
+    for bench in half.benches:
+        for c, case in enumerate(bench.cases):
+            if case.contrast.kind not in ("twin", "group") or not nodes:
+                continue
+            run, offset = bench.captured.run, bench.captured.run.offset(c)
+            places = sorted(
+                {(h, p) for h, role, _ in map(split_shared, nodes) for p in _positions(bench, c, h, role)}
+            )
+            if not places:
+                continue
+            start = min(p for _, p in places) + offset
+            edits = {
+                hook: set_stream(
+                    [(0, p + offset, baseline_stream(bench, c, hook, p)) for h, p in places if h == hook],
+                    start,
+                )
+                for hook in {h for h, _ in places}
+            }
+            lowest = min(edits, key=bench.model.layer_of)
+            changed = bench.model.rerun(run, [c], lowest, start, edits)
+            [(outcome, margin)] = decide(bench, changed, [c])
+            records.append(_record(mode, bench, c, whole, "necessity", nodes, len(nodes), outcome, margin))
+    return records
+
+
+# ----------------------------------------------------------------------------------------- 4: sufficiency
+
+
+def _sufficiency(
+    mode: ModeInput, half: _Half, coders: Coders, nodes: Sequence[str], sizes: Sequence[int]
+) -> list[InterventionRecord]:
+    """Give the passing twin the failing sample's values at the circuit's nodes: does it fail now?
+
+    Only nodes whose positions have a counterpart in the twin can be given (`claim` has none in a twin
+    without the claim).
+    """
+    records = []
+    for bench in half.benches:
+        if bench.other_run is None:
+            continue
+        jobs = [
+            (c, size, change)
+            for c in range(len(bench.cases))
+            for size in sizes
+            if (change := _given(bench, c, coders, nodes[:size])) is not None and change.settings
+        ]
+        for batch, run in rerun_changes(bench.model, bench.other_run, coders.saes, [j[2] for j in jobs]):
+            for i, (outcome, margin) in zip(
+                batch, decide(bench, run, [jobs[i][0] for i in batch]), strict=True
+            ):
+                c, size, _ = jobs[i]
+                record = _record(mode, bench, c, coders, "sufficiency", nodes[:size], size, outcome, margin)
+                records.append(
+                    record.model_copy(update={"flipped": outcome == "fail", "baseline": "contrast"})
+                )
+    return records
+
+
+def _given(bench: Bench, c: int, coders: Coders, nodes: Sequence[str]) -> Change | None:
+    contrast = bench.cases[c].contrast
+    if contrast.kind != "twin" or bench.other_run is None:
+        return None
+    row = bench.others[contrast.samples[0]]
+    offset = bench.other_run.offset(row)
+    places = contrast_places(bench, c, contrast.samples[0])
+    settings = []
+    for hook, role, feature in map(split_shared, nodes):
+        stream = row_of(bench.captured.run, hook, c)
+        for p in _positions(bench, c, hook, role):
+            if places[p] >= 0:
+                value = float(coders.saes[hook].encode(stream[p].float())[feature])
+                settings.append(Setting(hook, places[p] + offset, feature, value))
+    return Change(row, tuple({(s.hook, s.position, s.feature): s for s in settings}.values()))
+
+
+# ------------------------------------------------------------------------------- 5: unselected controls
+
+
+def _matched(
+    mode: ModeInput,
+    discovery: _Half,
+    held_out: _Half,
+    coders: Coders,
+    nodes: Sequence[str],
+    size: int | None,
+    seed: int,
+) -> list[InterventionRecord]:
+    """Sets of features drawn from those active on discovery failures, matched by hook and role."""
+    if not nodes or size is None:
+        return []
+    pool = _active_nodes(discovery, coders)
+    records = []
+    for draw in range(mode.n_matched):
+        rng = random.Random(f"{seed}:{mode.name}:{draw}")
+        drawn = [rng.choice(pool[split_shared(n)[:2]]) for n in nodes if pool.get(split_shared(n)[:2])]
+        matched = Coders("matched_random", draw, coders.saes)
+        for bench in held_out.benches:
+            jobs = [(c, size, list(dict.fromkeys(drawn))) for c in range(len(bench.cases))]
+            rows = _test_sets(mode, bench, matched, jobs)
+            records += [r.model_copy(update={"selected": False, "collateral_kl": None}) for r in rows]
+    return records
+
+
+def _active_nodes(half: _Half, coders: Coders) -> dict[tuple[str, str], list[str]]:
+    pool: dict[tuple[str, str], set[str]] = {}
+    for bench in half.benches:
+        for c, tables in enumerate(tabulate_all(bench, coders.saes)):
+            roles = bench.cases[c].prompt.roles
+            for table in tables:
+                for p, f in zip(table.position, table.feature, strict=True):
+                    pool.setdefault((table.hook, roles[p]), set()).add(
+                        shared_id(table.hook, roles[p], int(f))
+                    )
+    return {place: sorted(names) for place, names in pool.items()}
+
+
+def _record(
+    mode: ModeInput,
+    bench: Bench,
+    c: int,
+    coders: Coders,
+    purpose: str,
+    nodes: Sequence[str],
+    size: int,
+    outcome: Outcome | None,
+    margin: float,
+    collateral: float | None = None,
+) -> InterventionRecord:
+    return InterventionRecord(
+        sample=bench.cases[c].sample.id,
+        circuit=mode.name,
+        purpose=purpose,  # type: ignore[arg-type]
+        nodes=tuple(nodes),
+        baseline="contrast" if coders.kind == "whole_stream" else "ablation",
+        control_kind=coders.kind,
+        control_seed=coders.seed,
+        selected=True,
+        size=size,
+        margin_before_nats=bench.margin(c),
+        margin_after_nats=margin,
+        outcome_after=outcome,
+        flipped=outcome == "pass",
+        collateral_kl=collateral,
+        previous=UNCHAINED,
+    )

@@ -1,0 +1,336 @@
+"""From the intervention ledger to graded circuits. No torch: `verify` computes all of it again.
+
+Sample circuit: one failure's own certified nodes, and what switching them off did.
+
+Mode circuit (DESIGN §5), what the failures of a mode share, by hook, role and feature:
+1. selection: each candidate's exact ablation effect, mean over discovery failures − mean over their
+   passing twins; nodes with a positive difference, largest first, are frozen;
+2. size: the smallest number of nodes that reaches 80 % of the flips which all of them reach;
+3. necessity: held-out failures that flip at that size, with interval, ceiling and collateral;
+4. negative controls (frozen-random SAEs, coordinates, random directions) went through 1 and are
+   compared at the same size, failure by failure; unselected matched draws are shown, never decisive;
+5. grade: see `_grade_mode`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from evalkit import stats
+from evalkit.records import (
+    Attribution,
+    Circuit,
+    CircuitNode,
+    Control,
+    ControlKind,
+    Grade,
+    InterventionRecord,
+    Necessity,
+    SampleResult,
+)
+
+NEGATIVE_CONTROLS: tuple[ControlKind, ...] = (
+    "frozen_random",
+    "residual_coordinate",
+    "dense_neuron",
+    "random_direction",
+)
+"""Same-selection controls that a confirmed circuit must beat, each set for itself."""
+
+_CoderKey = tuple[str, int | None]
+
+
+class Ranked(NamedTuple):
+    """A shared node and its mean effect difference on the discovery half, nats."""
+
+    node: str
+    effect_nats: float
+
+
+# ------------------------------------------------------------------------------------- sample circuits
+
+
+def sample_circuits(
+    results: Sequence[SampleResult], interventions: Sequence[InterventionRecord]
+) -> tuple[Circuit, ...]:
+    """One circuit per attributed failure: its own certified nodes, and what switching them off did."""
+    ledger: dict[str, list[InterventionRecord]] = {}
+    for r in interventions:
+        if r.purpose == "necessity" and r.circuit is None:
+            ledger.setdefault(r.sample, []).append(r)
+    return tuple(
+        _sample_circuit(r, r.attribution, ledger.get(r.id, []))
+        for r in results
+        if r.attribution is not None and r.attribution.method
+    )
+
+
+def _sample_circuit(
+    result: SampleResult, attribution: Attribution, ledger: Sequence[InterventionRecord]
+) -> Circuit:
+    own = [r for r in ledger if r.control_kind == "none"]
+    largest = max(own, key=lambda r: r.size, default=None)
+    wanted = {node: rank for rank, node in enumerate(largest.nodes)} if largest else {}
+    nodes = sorted((n for n in attribution.nodes if n.id in wanted), key=lambda n: wanted[n.id])
+    ceiling = next((float(r.flipped) for r in ledger if r.control_kind == "whole_stream"), None)
+    return Circuit(
+        id=f"{result.id}:sample",
+        failure_mode=result.failure_mode,
+        level="sample",
+        nodes=tuple(
+            CircuitNode(
+                id=n.id,
+                hook=n.hook,
+                feature=n.feature,
+                role=n.role,
+                effect_nats=n.confirmed_nats if n.confirmed_nats is not None else n.effect_nats,
+                label=None,
+                label_source=None,
+            )
+            for n in nodes
+        ),
+        edges=(),
+        necessity=_necessity([largest], 1, ceiling) if largest else None,
+        sufficiency=None,
+        controls=_controls(ledger, largest.size, 1) if largest else (),
+        grade="attributed" if nodes else "inconclusive",
+        flip_rate=None,
+        sample=result.id,
+        size=len(nodes),
+    )
+
+
+# --------------------------------------------------------------------------------------- mode circuits
+
+
+def mode_circuits(
+    results: Sequence[SampleResult],
+    interventions: Sequence[InterventionRecord],
+    thresholds: Mapping[str, float],
+) -> tuple[Circuit, ...]:
+    """One circuit per failure mode that was tested on its held-out half; graded, Holm over circuits."""
+    ledger: dict[str, list[InterventionRecord]] = {}
+    for r in interventions:
+        if r.circuit is not None:
+            ledger.setdefault(r.circuit, []).append(r)
+    mode_of = {r.id: r.failure_mode for r in results}
+    failing = {r.id for r in results if r.outcome == "fail"}
+    drafts = [
+        _mode_circuit(name, mode_of[rows[0].sample], rows, failing, thresholds)
+        for name, rows in sorted(ledger.items())
+    ]
+    adjusted = stats.holm([d.p_value for d in drafts])
+    return tuple(_graded(d, p, thresholds) for d, p in zip(drafts, adjusted, strict=True))
+
+
+def rank_shared(records: Iterable[InterventionRecord], failing: set[str], coder: _CoderKey) -> list[Ranked]:
+    """Nodes by mean effect on discovery failures − mean effect on their passing twins; positive ones.
+
+    Ties break by the node's id. Both groups are measured by ablation: a passing sample's contrast effect
+    would be near zero by construction.
+    """
+    sums: dict[str, dict[bool, list[float]]] = {}
+    for r in records:
+        if r.purpose == "certify" and (r.control_kind, r.control_seed) == coder:
+            assert r.margin_before_nats is not None and r.margin_after_nats is not None
+            effect = r.margin_before_nats - r.margin_after_nats
+            sums.setdefault(r.nodes[0], {True: [], False: []})[r.sample in failing].append(effect)
+    ranked = [Ranked(node, _mean(group[True]) - _mean(group[False])) for node, group in sums.items()]
+    return sorted((r for r in ranked if r.effect_nats > 0), key=lambda r: (-r.effect_nats, r.node))
+
+
+class _Draft(NamedTuple):
+    circuit: Circuit
+    p_value: float
+    """Largest over the negative controls: the claim must beat every one."""
+    lead_low: float | None
+    """Least lower bound of the paired lead over a negative control, as a rate."""
+    lead_high: float | None
+    """Least upper bound of that lead."""
+
+
+def _mode_circuit(
+    name: str,
+    mode: str,
+    rows: Sequence[InterventionRecord],
+    failing: set[str],
+    thresholds: Mapping[str, float],
+) -> _Draft:
+    ranked = rank_shared(rows, failing, ("none", None))
+    necessity = [r for r in rows if r.purpose == "necessity"]
+    own = [r for r in necessity if r.control_kind == "none"]
+    size = own_size(own, thresholds.get("necessity_share", 0.8))
+    held_out = {r.sample for r in own}
+    at_size = [r for r in own if r.size == size]
+    leads = _leads(at_size, [r for r in necessity if r.size == size])
+    ceiling_rows = [r for r in necessity if r.control_kind == "whole_stream"]
+    sufficient = [r for r in rows if r.purpose == "sufficiency" and r.size == size]
+    circuit = Circuit(
+        id=name,
+        failure_mode=mode,
+        level="mode",
+        nodes=tuple(_shared_node(r) for r in ranked[: size or 0]),
+        edges=(),
+        necessity=_necessity(
+            at_size, len(held_out), _share(ceiling_rows, len(ceiling_rows)) if ceiling_rows else None
+        )
+        if at_size
+        else None,
+        sufficiency=_necessity(sufficient, len(sufficient), None) if sufficient else None,
+        controls=_controls(necessity, size, len(held_out)) if size is not None else (),
+        grade="inconclusive",
+        flip_rate=None,
+        size=size,
+    )
+    return _Draft(
+        circuit,
+        max((lead.p_value for lead in leads), default=1.0),
+        min((lead.difference.low for lead in leads), default=None),
+        min((lead.difference.high for lead in leads), default=None),
+    )
+
+
+def own_size(own: Sequence[InterventionRecord], share: float) -> int | None:
+    """The smallest size that reaches `share` of the flips reached at any size; None without any row."""
+    flips: dict[int, int] = {}
+    for r in own:
+        flips[r.size] = flips.get(r.size, 0) + int(r.flipped)
+    most = max(flips.values(), default=0)
+    return min((s for s, k in flips.items() if k >= share * most), default=None)
+
+
+def _leads(own: Sequence[InterventionRecord], necessity: Sequence[InterventionRecord]) -> list[stats.Paired]:
+    """The circuit's lead over each negative control set."""
+    sets: dict[_CoderKey, list[InterventionRecord]] = {}
+    for r in necessity:
+        if r.control_kind in NEGATIVE_CONTROLS:
+            sets.setdefault((r.control_kind, r.control_seed), []).append(r)
+    return [lead for rows in sets.values() if (lead := _lead(own, rows)) is not None]
+
+
+def _lead(own: Sequence[InterventionRecord], control: Sequence[InterventionRecord]) -> stats.Paired | None:
+    """Flips of the circuit − flips of one control, over the same held-out failures."""
+    mine = {r.sample: r.flipped for r in own}
+    theirs = {r.sample: r.flipped for r in control}
+    only_control = sum(theirs.get(s, False) and not k for s, k in mine.items())
+    only_own = sum(k and not theirs.get(s, False) for s, k in mine.items())
+    return stats.paired(only_control, only_own, len(mine))
+
+
+def _graded(draft: _Draft, p_value: float, thresholds: Mapping[str, float]) -> Circuit:
+    """The draft with its grade and the sentence that says why.
+
+    attributed    nodes with measured effects; under 8 held-out failures never more
+    confirmed     ≥ 8 held-out failures, more flips than every negative control at the circuit's own size,
+                  and the paired lead's interval excludes zero for each (Holm over circuits, 5 %)
+    refuted       the lead's interval excludes the minimum effect fixed in plan.json
+    inconclusive  nothing was selected, or nothing was held out
+    """
+    circuit = draft.circuit
+    grade: Grade
+    n = circuit.necessity.n if circuit.necessity else 0
+    minimum = thresholds.get("minimum_effect", 0.1)
+    least = int(thresholds.get("min_held_out_failures", 8))
+    if not circuit.nodes or circuit.necessity is None:
+        grade, note = "inconclusive", "no node pushed failures more than their twins on the discovery half"
+    elif n < least:
+        grade = "attributed"
+        note = f"{n} held-out failures; at least {least} are needed to confirm or refute"
+    elif draft.lead_low is None or draft.lead_high is None:
+        grade, note = "attributed", "no negative control was run"
+    elif draft.lead_low > 0 and p_value < 0.05:
+        grade = "confirmed"
+        note = f"beats every negative control (largest Holm-adjusted p {p_value:.3g})"
+    elif draft.lead_high < minimum:
+        grade = "refuted"
+        note = f"its lead over the best control is below {minimum:.0%} (upper bound {draft.lead_high:+.1%})"
+    else:
+        grade = "attributed"
+        note = (
+            f"its lead over the hardest control has an interval from {draft.lead_low:+.1%} to "
+            f"{draft.lead_high:+.1%} (p {p_value:.3g}): not confirmed; about {_n_to_decide(n, draft)} "
+            "held-out failures would decide, were the lead to stay"
+        )
+    return circuit.model_copy(update={"grade": grade, "notes": (note,)})
+
+
+def _n_to_decide(n: int, draft: _Draft) -> int:
+    """Held-out failures at which the interval's half-width would equal the lead; interval ∝ 1/√n."""
+    assert draft.lead_low is not None and draft.lead_high is not None
+    half, centre = (draft.lead_high - draft.lead_low) / 2, abs(draft.lead_high + draft.lead_low) / 2
+    return math.ceil(n * (half / max(centre, 0.05)) ** 2)
+
+
+# -------------------------------------------------------------------------------------------- small parts
+
+
+def shared_id(hook: str, role: str, feature: int) -> str:
+    """Id of a node that failures share: hook, role, feature."""
+    return f"{hook}/{role}/f{feature}"
+
+
+def split_shared(node: str) -> tuple[str, str, int]:
+    """(hook, role, feature) of an id of `shared_id`; a role is a span's name and may hold a slash."""
+    hook, _, rest = node.partition("/")
+    role, _, feature = rest.rpartition("/f")
+    return hook, role, int(feature)
+
+
+def _shared_node(ranked: Ranked) -> CircuitNode:
+    hook, role, feature = split_shared(ranked.node)
+    return CircuitNode(
+        id=ranked.node,
+        hook=hook,
+        feature=feature,
+        role=role,
+        effect_nats=ranked.effect_nats,
+        label=None,
+        label_source=None,
+    )
+
+
+def _necessity(rows: Sequence[InterventionRecord], n: int, ceiling: float | None) -> Necessity:
+    flipped = sum(r.flipped for r in rows)
+    interval = stats.wilson(flipped, n)
+    kl = [r.collateral_kl for r in rows if r.collateral_kl is not None]
+    return Necessity(
+        n=n,
+        n_flipped=flipped,
+        rate=interval.estimate if interval else None,
+        ci_low=interval.low if interval else None,
+        ci_high=interval.high if interval else None,
+        ceiling=ceiling,
+        n_broken=sum(r.outcome_after == "unscored" for r in rows),
+        collateral_kl=_mean(kl) if kl else None,
+    )
+
+
+def _controls(ledger: Sequence[InterventionRecord], size: int | None, n: int) -> tuple[Control, ...]:
+    """Controls at the circuit's size, summed over the sets of a kind."""
+    controls = []
+    for kind in (*NEGATIVE_CONTROLS, "matched_random"):
+        rows = [r for r in ledger if r.control_kind == kind and r.size == size]
+        if rows:
+            sets = {r.control_seed for r in rows}
+            flipped, total = sum(r.flipped for r in rows), len(sets) * n
+            controls.append(
+                Control(
+                    kind=kind,
+                    selected=rows[0].selected,
+                    n_sets=len(sets),
+                    n=total,
+                    n_flipped=flipped,
+                    rate=flipped / total if total else None,
+                )
+            )
+    return tuple(controls)
+
+
+def _share(rows: Sequence[InterventionRecord], n: int) -> float:
+    return sum(r.flipped for r in rows) / n
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
