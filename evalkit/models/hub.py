@@ -1,12 +1,13 @@
 """A snapshot of a Hugging Face hub repository: weights as safetensors, configuration, tokenizer.
 
-The hub is asked once, with a short timeout, which commit a revision stands for. If it does not
-answer, a snapshot that this machine already holds is used. `HF_ENDPOINT`, `HF_TOKEN` and `HF_HOME`
+The hub is asked first, with a short timeout, whether it has the revision. If it does not answer, a
+snapshot that this machine already holds is used. `HF_ENDPOINT`, `HF_TOKEN` and `HF_HOME`
 mean what they mean to huggingface_hub.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import logging as hub_logging
+from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.tqdm import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -38,7 +41,6 @@ _TIMEOUT_S = 5.0  # chosen: an unreachable hub is noticed within seconds
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "README.md"]
 _UNWANTED = ["*/*", "consolidated*"]  # subfolders and second copies of the weights
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Snapshot(NamedTuple):
@@ -52,11 +54,6 @@ class Snapshot(NamedTuple):
     """As the hub states it; None if it states none or was not reached."""
 
 
-class _Answer(NamedTuple):
-    commit: str
-    licence: str | None
-
-
 def snapshot(repo: str, revision: str | None, *, offline: bool, progress: Progress | None) -> Snapshot:
     """The repository `org/name` at `revision` (default `main`), downloaded unless it is here already.
 
@@ -64,22 +61,31 @@ def snapshot(repo: str, revision: str | None, *, offline: bool, progress: Progre
         ModelError: The name is malformed, or the hub has no such repository or revision.
         FetchError: Offline or unreachable, and not on this machine.
     """
-    if not _REPO.fullmatch(repo):
-        raise ModelError(f"hf:{repo}: not a repository name; write hf:organisation/name")
+    _check_name(repo)
     asked = revision or constants.DEFAULT_REVISION
-    answer, unreachable = None, "this run is offline"
+    licence, unreachable = None, "this run is offline" if offline else ""
     if not offline:
         try:
-            answer = _ask(repo, asked)
+            licence = _ask(repo, asked)
         except (_TransportError, OSError) as error:
             unreachable = f"the hub cannot be reached ({_cause(error)})"
-    commit = answer.commit if answer else asked
-    with _hub_bars(shown=progress is not None):
-        directory = _download(repo, commit, local_only=answer is None, unreachable=unreachable)
-    return Snapshot(directory, directory.name, _in_words(repo, asked), answer.licence if answer else None)
+    with _hub_silent(progress is None):
+        directory = _download(repo, asked, unreachable=unreachable)
+    return Snapshot(directory, directory.name, _in_words(repo, asked), licence)
 
 
-def _ask(repo: str, revision: str) -> _Answer:
+def _check_name(repo: str) -> None:
+    try:
+        validate_repo_id(repo)
+        well_formed = repo.count("/") == 1
+    except HFValidationError:
+        well_formed = False
+    if not well_formed:
+        raise ModelError(f"hf:{repo}: not a repository name; write hf:organisation/name")
+
+
+def _ask(repo: str, revision: str) -> str | None:
+    """The licence that the hub states, once it has answered that it has this revision."""
     try:
         info = HfApi(endpoint=constants.ENDPOINT).model_info(repo, revision=revision, timeout=_TIMEOUT_S)
     except GatedRepoError as error:
@@ -88,27 +94,22 @@ def _ask(repo: str, revision: str) -> _Answer:
         raise ModelError(
             f"hf:{repo}: the hub has no such repository, or it is private (set HF_TOKEN)"
         ) from error
-    except HFValidationError as error:
-        raise ModelError(f"hf:{repo}: not a repository name; write hf:organisation/name") from error
     except RevisionNotFoundError as error:
         raise ModelError(
             f"hf:{repo}: the repository has no revision '{revision}'; give a commit or tag"
         ) from error
     licence = info.card_data.get("license") if info.card_data else None
-    return _Answer(info.sha or revision, str(licence) if licence else None)
+    return str(licence) if licence else None
 
 
-def _download(repo: str, commit: str, *, local_only: bool, unreachable: str) -> Path:
+def _download(repo: str, revision: str, *, unreachable: str) -> Path:
     try:
         path = snapshot_download(
-            repo, revision=commit, allow_patterns=_WANTED, ignore_patterns=_UNWANTED,
-            local_files_only=local_only, endpoint=constants.ENDPOINT, etag_timeout=_TIMEOUT_S,
+            repo, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED,
+            local_files_only=bool(unreachable), endpoint=constants.ENDPOINT, etag_timeout=_TIMEOUT_S,
         )  # fmt: skip
     except (_TransportError, LocalEntryNotFoundError, OSError) as error:
-        if local_only or isinstance(error, LocalEntryNotFoundError):
-            reason = unreachable if local_only else "the hub cannot be reached"
-        else:
-            reason = f"the download failed ({_cause(error)})"
+        reason = unreachable or f"the download failed ({_cause(error)})"
         raise FetchError(
             f"hf:{repo}: not on this machine, and {reason}; copy a model directory here and give its path"
         ) from error
@@ -129,13 +130,15 @@ def _in_words(repo: str, asked: str) -> str:
 
 
 @contextmanager
-def _hub_bars(*, shown: bool) -> Iterator[None]:
-    """huggingface_hub draws its own bars; silence them unless progress was asked for."""
-    silence = not shown and not are_progress_bars_disabled()
-    if silence:
+def _hub_silent(silent: bool) -> Iterator[None]:
+    """huggingface_hub draws bars and logs its retries; both only where progress was asked for."""
+    bars, level = not are_progress_bars_disabled(), hub_logging.get_verbosity()
+    if silent:
         disable_progress_bars()
+        hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        if silence:
+        hub_logging.set_verbosity(level)
+        if silent and bars:
             enable_progress_bars()

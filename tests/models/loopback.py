@@ -124,6 +124,7 @@ def serve(folder: Path) -> Iterator[Index]:
     """An index that offers one wheel, on a free loopback port."""
     index = Index(write_wheel(folder / WHEEL))
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(index))
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that was killed
     index.url = f"http://127.0.0.1:{server.server_port}/simple"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
