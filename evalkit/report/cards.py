@@ -24,7 +24,7 @@ def sae_report(saes: tuple[SaeRecord, ...]) -> SaeReport | None:
     if not saes:
         return None
     groups = [saes[i : i + N_ABREAST] for i in range(0, len(saes), N_ABREAST)]
-    notes = dict.fromkeys(text.printable(note) for sae in saes if sae.card for note in sae.card.notes)
+    notes = dict.fromkeys(text.name(note) for sae in saes if sae.card for note in sae.card.notes)
     return SaeReport(
         words=tuple(_floor_words(sae) for sae in saes),
         cards=tuple(_cards(group) for group in groups),
@@ -41,7 +41,7 @@ def _cards(saes: tuple[SaeRecord, ...]) -> Table:
     rows = [
         (
             "Architecture, features",
-            *(f"{text.printable(s.architecture)}, {text.count(s.d_sae)}" for s in saes),
+            *(f"{text.name(s.architecture)}, {text.count(s.d_sae)}" for s in saes),
         ),
         row("k", lambda _, card: text.count(card.k) if card.k is not None else "not fixed"),
         row("Tokens, trained", lambda _, card: text.count(card.n_tokens_trained)),
@@ -61,7 +61,7 @@ def _cards(saes: tuple[SaeRecord, ...]) -> Table:
     ]
     columns = (
         Column("Held-out figures; in brackets the frozen-random floor", "text", "w35"),
-        *(Column(text.printable(sae.hook), "num") for sae in saes),
+        *(Column(text.name(sae.hook), "num") for sae in saes),
     )
     note = "Seed stability: share of features with a match (cosine ≥ 0.7) in another seed."
     return Table("SAE cards", columns, tuple(rows), note)
@@ -79,7 +79,7 @@ def _beside(get: _Figure, digits: int) -> Callable[[SaeRecord, SaeCard], str]:
 
 
 def _floor_words(sae: SaeRecord) -> SaeWords:
-    place = text.printable(sae.hook)
+    place = text.name(sae.hook)
     if sae.card is None:
         return SaeWords(
             f"{place}: no card came with this SAE; its reconstruction, corpus and floors are not measured.",
@@ -109,9 +109,7 @@ def _files(saes: tuple[SaeRecord, ...]) -> Table:
     rows = []
     for sae in saes:
         trained_on = sae.card.model_sha256 if sae.card else None
-        rows.append(
-            (text.printable(sae.hook), text.printable(sae.ref), sae.sha256, text.short_digest(trained_on))
-        )
+        rows.append((text.name(sae.hook), text.name(sae.ref), sae.sha256, text.short_digest(trained_on)))
     columns = (
         Column("Hook", "word"),
         Column("Reference"),
@@ -127,12 +125,12 @@ def _corpus(saes: tuple[SaeRecord, ...]) -> Table | None:
     for sae in saes:
         for c in sae.card.corpus if sae.card else ():
             key = (
-                text.printable(c.name),
+                text.name(c.name),
                 text.count(c.n_tokens),
-                text.printable(c.licence),
+                text.name(c.licence),
                 text.short_digest(c.sha256),
             )
-            hooks.setdefault(key, []).append(text.printable(sae.hook))
+            hooks.setdefault(key, []).append(text.name(sae.hook))
     if not hooks:
         return None
     rows = [(*key, ", ".join(dict.fromkeys(names))) for key, names in hooks.items()][:24]

@@ -90,7 +90,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
             "results.json."
         )
     return ModeCauses(
-        id=text.printable(mode.id),
+        id=text.name(mode.id),
         lead=tuple(lead),
         coverage=_coverage(mode, samples) if samples else None,
         curve=figure,
@@ -105,7 +105,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
 def _coverage(mode: FailureModeResult, failed: list[SampleResult]) -> Table:
     done = [s.attribution for s in failed if s.attribution and s.attribution.no_attribution is None]
     reasons = Counter(
-        text.printable(s.attribution.no_attribution or "") if s.attribution else "not attempted"
+        text.name(s.attribution.no_attribution or "") if s.attribution else "not attempted"
         for s in failed
         if s.attribution is None or s.attribution.no_attribution is not None
     )
@@ -126,7 +126,7 @@ def _coverage(mode: FailureModeResult, failed: list[SampleResult]) -> Table:
     rows += [(f"No attribution: {reason}", text.count(n)) for reason, n in sorted(reasons.items())]
     rows += list(figures)
     columns = (Column("Coverage and faithfulness", "text", "w60"), Column("Value", "num"))
-    return Table(f"{text.printable(mode.id)}: how much could be attributed", columns, tuple(rows))
+    return Table(f"{text.name(mode.id)}: how much could be attributed", columns, tuple(rows))
 
 
 def _median(values: list[float | None], show: Callable[[float | None], str]) -> str:
@@ -164,7 +164,7 @@ def _failure(sample: SampleResult) -> NodeReport:
         (
             features.feature_id(n.hook, n.feature),
             f"{n.position} {text.token(n.token)}",
-            text.printable(n.role),
+            text.name(n.role, 32),
             text.number(n.activation, 2),
             text.nats(n.effect_nats),
             text.nats(n.confirmed_nats),
@@ -182,26 +182,26 @@ def _failure(sample: SampleResult) -> NodeReport:
         Column("Contrast, exact", "num"),
     )
     table = Table(
-        f"Strongest nodes of {text.printable(sample.id)}, effects in nats",
+        f"Strongest nodes of {text.name(sample.id)}, effects in nats",
         columns,
         rows,
         note,
         may_split=True,
     )
-    return NodeReport(text.printable(sample.id), lead, _shares(sample), _bars(sample, nodes), table)
+    return NodeReport(text.name(sample.id), lead, _shares(sample), _bars(sample, nodes), table)
 
 
 def _bars(sample: SampleResult, nodes: list[Node]) -> Figure:
     bars = [
         charts.Bar(
-            f"{features.feature_id(n.hook, n.feature)} {text.token(n.token)[:14]}",
+            f"{features.feature_id(n.hook, n.feature)} {text.token(n.token, 12)}",
             n.effect_nats,
             n.confirmed_nats,
             n.contrast_nats,
         )
         for n in nodes[:N_BARS]
     ]
-    title = f"Effects of the strongest features on the margin of {text.printable(sample.id)}, in nats"
+    title = f"Effects of the strongest features on the margin of {text.name(sample.id)}, in nats"
     return Figure(
         "Effects of the strongest features on the margin, in nats.", charts.effect_bars(title, bars)
     )
@@ -220,12 +220,12 @@ def _shares(sample: SampleResult) -> Figure | None:
         ]
     else:
         parts.append(charts.Part("error nodes (unexplained)", error))
-    title = f"Share of the estimated effect on {text.printable(sample.id)} by where it lies"
+    title = f"Share of the estimated effect on {text.name(sample.id)} by where it lies"
     return Figure("Share of the estimated effect by where it lies.", charts.share_bar(title, parts))
 
 
 def _circuit(circuit: Circuit) -> CircuitReport:
-    mode = text.printable(circuit.failure_mode)
+    mode = text.name(circuit.failure_mode)
     facts = [
         Fact("Grade", f"{circuit.grade}: {judging.GRADE_MEANING[circuit.grade]}"),
         Fact("Nodes switched off", text.count(circuit.size)),
@@ -236,9 +236,9 @@ def _circuit(circuit: Circuit) -> CircuitReport:
     rows = tuple(
         (
             features.feature_id(n.hook, n.feature),
-            text.printable(n.role),
+            text.name(n.role, 32),
             text.nats(n.effect_nats),
-            f"{text.printable(n.label)} (source: {text.stated(n.label_source)})" if n.label else "none",
+            f"{text.name(n.label)} (source: {text.stated(n.label_source)})" if n.label else "none",
         )
         for n in circuit.nodes[:24]
     )
@@ -251,13 +251,13 @@ def _circuit(circuit: Circuit) -> CircuitReport:
     more = len(circuit.nodes) - len(rows)
     note = f"{text.count(more)} more nodes in results.json." if more else ""
     return CircuitReport(
-        id=text.printable(circuit.id),
+        id=text.name(circuit.id),
         sentence=f"{text.plural(len(circuit.nodes), 'feature')} shared by failures of {mode}.",
         facts=tuple(facts),
-        nodes=Table(f"Nodes of {text.printable(circuit.id)}", columns, rows, note),
+        nodes=Table(f"Nodes of {text.name(circuit.id)}", columns, rows, note),
         edges=_edges(circuit),
         controls=_controls(circuit),
-        notes=tuple(text.printable(note) for note in circuit.notes),
+        notes=tuple(text.clipped(note, 900) for note in circuit.notes),
     )
 
 
@@ -280,8 +280,8 @@ def _edges(circuit: Circuit) -> Table | None:
     ranked = sorted(circuit.edges, key=lambda e: (-abs(e.effect_nats or 0.0), e.source, e.target))[:16]
     rows = tuple(
         (
-            names.get(e.source, text.printable(e.source)),
-            names.get(e.target, text.printable(e.target)),
+            names.get(e.source, text.name(e.source)),
+            names.get(e.target, text.name(e.target)),
             text.nats(e.effect_nats),
         )
         for e in ranked
@@ -289,7 +289,7 @@ def _edges(circuit: Circuit) -> Table | None:
     columns = (Column("From"), Column("To"), Column("Effect, nats", "num"))
     more = len(circuit.edges) - len(rows)
     note = f"{text.count(more)} more edges in results.json." if more else ""
-    return Table(f"Strongest edges of {text.printable(circuit.id)}", columns, rows, note)
+    return Table(f"Strongest edges of {text.name(circuit.id)}", columns, rows, note)
 
 
 def _controls(circuit: Circuit) -> Table | None:
@@ -312,4 +312,4 @@ def _controls(circuit: Circuit) -> Table | None:
         Column("Flipped", "num"),
         Column("Rate", "num"),
     )
-    return Table(f"Controls of {text.printable(circuit.id)}", columns, rows)
+    return Table(f"Controls of {text.name(circuit.id)}", columns, rows)

@@ -62,7 +62,7 @@ def claims(inputs: Inputs) -> Table:
     """Section 8: every claim with its type, grade and evidence."""
     rows = tuple(
         (
-            text.printable(c.id),
+            text.name(c.id),
             c.type,
             text.clipped(c.sentence, 600),
             c.grade,
@@ -90,8 +90,8 @@ def claims(inputs: Inputs) -> Table:
 def limits(inputs: Inputs) -> tuple[str, ...]:
     """Section 8: what weakens the conclusions, found in the results themselves."""
     results = inputs.results
-    out = [text.printable(note) for note in results.notes]
-    small = [text.printable(m.id) for m in results.failure_modes if 0 < m.n_failed < 8]
+    out = [text.clipped(note, 900) for note in results.notes]
+    small = [text.name(m.id) for m in results.failure_modes if 0 < m.n_failed < 8]
     if small:
         out.append(
             f"Fewer than 8 counted failures in {text.words(small)}: no circuit there can pass “attributed”."

@@ -22,7 +22,7 @@ _FLOORS = ("frozen_random", "residual_coordinate", "dense_neuron", "random_direc
 
 def kind_name(kind: str) -> str:
     """A control's kind as a reader would name it."""
-    return _NAMES.get(kind, text.printable(kind))
+    return _NAMES.get(kind, text.name(kind))
 
 
 def necessity(mode: FailureModeResult) -> tuple[Figure | None, Table | None, str, bool]:
@@ -34,7 +34,7 @@ def necessity(mode: FailureModeResult) -> tuple[Figure | None, Table | None, str
         by_kind[point.kind][point.size].append(point)
     order = [kind for kind in _NAMES if kind in by_kind]
     curves = [_curve(kind, by_kind[kind]) for kind in order]
-    name = text.printable(mode.id)
+    name = text.name(mode.id)
     title = f"{name}: share of failures that flip when their own best nodes are switched off, by number"
     figure = Figure(
         f"{title}. Vertical bars: the 95 % interval for the SAE, the range over seeds for controls.",

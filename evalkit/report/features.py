@@ -14,7 +14,7 @@ _WINDOW = 20
 
 def feature_id(hook: str, feature: int) -> str:
     """`L16 #4021` for feature 4021 of the SAE at `layers.16`."""
-    place = text.printable(hook)
+    place = text.name(hook)
     return (
         f"L{place.removeprefix('layers.')}{text.NBSP}#{feature}"
         if place.startswith("layers.")
@@ -39,14 +39,14 @@ def _card(feature: Feature) -> FeatureCard:
         density = f"fires on {density} of tokens ({text.stated(feature.density_source)})"
     label = "no label"
     if feature.label:
-        label = f"label “{text.printable(feature.label)}”, source: {text.stated(feature.label_source)}"
+        label = f"label “{text.name(feature.label)}”, source: {text.stated(feature.label_source)}"
     ranked = sorted(feature.top_contexts, key=lambda c: -max(c.activations, default=0.0))
     return FeatureCard(
         id=feature_id(feature.hook, feature.feature),
         density=density,
         label=label,
-        promoted=tuple(text.token(t)[:24] for t in feature.promoted_tokens[:N_TOKENS]),
-        suppressed=tuple(text.token(t)[:24] for t in feature.suppressed_tokens[:N_TOKENS]),
+        promoted=tuple(text.token(t) for t in feature.promoted_tokens[:N_TOKENS]),
+        suppressed=tuple(text.token(t) for t in feature.suppressed_tokens[:N_TOKENS]),
         contexts=tuple(_context(context) for context in ranked[:N_CONTEXTS]),
     )
 
@@ -59,9 +59,9 @@ def _context(context: FeatureContext) -> tuple[str, tuple[Shaded, ...], str]:
     shaded = [
         Shaded(_running(token), round(9 * max(0.0, value) / top) if top > 0 else 0) for token, value in pairs
     ]
-    return text.printable(context.source), tuple(shaded), text.number(top, 2)
+    return text.name(context.source), tuple(shaded), text.number(top, 2)
 
 
 def _running(token: str) -> str:
     """A token inside running text: spaces stay spaces, line ends are shown."""
-    return text.printable(token).replace("\n", "⏎").replace("\t", " ")
+    return text.printable(token[:40]).replace("\n", "⏎").replace("\t", " ")

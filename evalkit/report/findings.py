@@ -64,11 +64,11 @@ def card(sample: SampleResult) -> SampleCard:
         if sample.margin_nats is not None
         else "margin not measured"
     )
-    meta = [text.printable(sample.probe), sample.context, margin]
+    meta = [text.name(sample.probe), sample.context, margin]
     meta += ["held out"] if sample.held_out else []
     remarks = [text.clipped(words, 300) for words in (sample.reason, sample.not_counted) if words]
     return SampleCard(
-        text.printable(sample.id),
+        text.name(sample.id),
         judging.outcome_seal(sample.outcome),
         " · ".join(meta),
         tuple(parts),
@@ -78,10 +78,10 @@ def card(sample: SampleResult) -> SampleCard:
 
 def fate(sample: SampleResult) -> str:
     """Where a sample ends in the flow: control, invalid, unscored, counted, or why else it is not."""
-    if sample.control:
-        return "control"
     if sample.validity != "valid":
         return "invalid"
+    if sample.control:
+        return "control"
     if sample.outcome == "unscored":
         return "unscored"
     return "counted" if sample.counted else "knowledge"
@@ -103,7 +103,7 @@ def _flow(inputs: Inputs) -> Table:
             ]
             rows.append(
                 (
-                    text.printable(mode.id),
+                    text.name(mode.id),
                     context,
                     n_planned,
                     text.count(len(samples)),
@@ -131,7 +131,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult) -> ModeResults:
         aside = f"{text.count(mode.n_unscored)} unscored and {text.count(mode.n_invalid)} invalid samples"
         sentence += f" {aside} are not in n."
     return ModeResults(
-        id=text.printable(mode.id),
+        id=text.name(mode.id),
         sentence=sentence,
         slices=_slices(mode),
         worst=tuple(card(sample) for sample in shown),
@@ -166,7 +166,7 @@ def _slices(mode: FailureModeResult) -> Table:
         Column("Unscored", "num"),
         Column("Invalid", "num"),
     )
-    return Table(f"{text.printable(mode.id)}: rate by slice", columns, tuple(rows))
+    return Table(f"{text.name(mode.id)}: rate by slice", columns, tuple(rows))
 
 
 def _slice(part: Proportion) -> tuple[str, str, str, str]:
@@ -183,7 +183,7 @@ def _knowledge(inputs: Inputs, mode: FailureModeResult) -> Table | None:
         return None
     rows = tuple(
         (
-            text.printable(s.id),
+            text.name(s.id),
             s.context,
             text.nats(s.margin_nats),
             text.clipped(s.response or "–", 90),
@@ -200,4 +200,4 @@ def _knowledge(inputs: Inputs, mode: FailureModeResult) -> Table | None:
     )
     more = len(aside) - len(rows)
     note = f"{text.count(more)} more in results.json." if more else ""
-    return Table(f"{text.printable(mode.id)}: failures set aside (errors of knowledge)", columns, rows, note)
+    return Table(f"{text.name(mode.id)}: failures set aside (errors of knowledge)", columns, rows, note)

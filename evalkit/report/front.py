@@ -30,22 +30,22 @@ def cover(inputs: Inputs) -> Cover:
     results = inputs.results
     run, model = results.run, results.model
     facts = (
-        Fact("Model", text.printable(model.ref)),
+        Fact("Model", text.name(model.ref)),
         Fact("Weights, SHA-256", model.sha256, "code"),
-        Fact("Suite", f"{text.printable(results.suite.id)} {text.printable(results.suite.version)}"),
-        Fact("Report", f"{text.printable(run.id)}, version 1"),
+        Fact("Suite", f"{text.name(results.suite.id)} {text.name(results.suite.version)}"),
+        Fact("Report", f"{text.name(run.id)}, version 1"),
         Fact("Date of the run", date(inputs)),
         Fact("Classification", text.PROVIDER, "missing"),
     )
     gates = tuple(
-        (judging.verdict_seal(g.verdict), text.printable(g.rule), _gate_line(inputs, g))
+        (judging.verdict_seal(g.verdict), text.name(g.rule), _gate_line(inputs, g))
         for g in judging.gates_of(inputs)
     )
     overall = judging.overall_of(inputs)
     note = "No gate policy was applied: this report measures and does not judge." if overall is None else ""
     return Cover(
-        title=text.printable(results.suite.title or results.suite.id),
-        suite=text.printable(results.suite.id),
+        title=text.name(results.suite.title or results.suite.id),
+        suite=text.name(results.suite.id),
         facts=facts,
         overall=judging.verdict_seal(overall),
         overall_note=note,
@@ -59,7 +59,7 @@ def cover(inputs: Inputs) -> Cover:
 
 def date(inputs: Inputs) -> str:
     """The day on which the run ended, else began."""
-    return text.printable((inputs.results.run.finished or inputs.results.run.started)[:10])
+    return text.name((inputs.results.run.finished or inputs.results.run.started)[:10])
 
 
 def control_page(inputs: Inputs) -> tuple[Fact, ...]:
@@ -87,23 +87,21 @@ def control_page(inputs: Inputs) -> tuple[Fact, ...]:
 def object_facts(inputs: Inputs) -> tuple[Fact, ...]:
     """Section 2: the model, named as what it is."""
     model = inputs.results.model
-    quantisation = text.printable(model.quantisation) if model.quantisation else "none (unquantised)"
-    upstream = (
-        "not a re-packaged or quantised model" if not model.upstream else text.printable(model.upstream)
-    )
+    quantisation = text.name(model.quantisation) if model.quantisation else "none (unquantised)"
+    upstream = "not a re-packaged or quantised model" if not model.upstream else text.name(model.upstream)
     if model.upstream:
         upstream += (
             "; identity verified" if model.upstream_verified else "; identity with upstream not verified"
         )
     return (
-        Fact("Reference", text.printable(model.ref)),
+        Fact("Reference", text.name(model.ref)),
         Fact("Provider", text.PROVIDER, "missing"),
         Fact("Source of the weights", text.stated(model.source)),
         Fact("Revision", text.stated(model.revision)),
         Fact("Upstream", upstream),
         Fact("Weights, SHA-256", model.sha256, "code"),
         Fact("Quantisation", quantisation),
-        Fact("Computed in", text.printable(model.dtype)),
+        Fact("Computed in", text.name(model.dtype)),
         Fact("Architecture", _architecture(inputs)),
         Fact("Parameters", text.count(model.n_parameters)),
         Fact("Context length", text.count(model.context_length) if model.context_length else text.NOT_STATED),
@@ -119,7 +117,7 @@ def object_facts(inputs: Inputs) -> tuple[Fact, ...]:
 def object_files(inputs: Inputs) -> Table:
     """Section 2: the model's files."""
     files = inputs.results.model.files
-    rows = tuple((text.printable(f.name), text.size(f.size_bytes), f.sha256) for f in files[:24])
+    rows = tuple((text.name(f.name), text.size(f.size_bytes), f.sha256) for f in files[:24])
     note = "The run names no single files; the digest of the weights stands above." if not files else ""
     if len(files) > 24:
         note = f"{text.count(len(files) - 24)} further files stand in results.json."
@@ -145,8 +143,8 @@ def scope_measured(inputs: Inputs) -> Table:
         contexts = [c.context for c in mode.by_context]
         rows.append(
             (
-                text.printable(mode.id),
-                text.printable(", ".join(probes)),
+                text.name(mode.id),
+                text.name(", ".join(probes), 300),
                 ", ".join(contexts),
                 text.count(mode.n),
             )
@@ -193,9 +191,9 @@ def plan_facts(inputs: Inputs) -> tuple[Fact, ...]:
         facts.append(Fact("Thresholds and analysis grid", text.NOT_STATED, "missing"))
         return tuple(facts)
     for name, value in sorted(plan.thresholds.items()):
-        facts.append(Fact(f"Threshold {text.printable(name)}", f"{value:g}".replace("-", "−")))
+        facts.append(Fact(f"Threshold {text.name(name)}", f"{value:g}".replace("-", "−")))
     for name, values in sorted(plan.grid.items()):
-        facts.append(Fact(f"Grid {text.printable(name)}", text.printable(", ".join(values))))
+        facts.append(Fact(f"Grid {text.name(name)}", text.name(", ".join(values), 300)))
     return tuple(facts)
 
 
@@ -203,8 +201,8 @@ def _warnings(inputs: Inputs) -> tuple[str, ...]:
     model, run = inputs.results.model, inputs.results.run
     out = []
     if model.upstream and not model.upstream_verified:
-        how = f"{text.printable(model.quantisation)} " if model.quantisation else "re-packaged "
-        out.append(f"A {how}copy of {text.printable(model.upstream)}: identity with upstream not verified.")
+        how = f"{text.name(model.quantisation)} " if model.quantisation else "re-packaged "
+        out.append(f"A {how}copy of {text.name(model.upstream)}: identity with upstream not verified.")
     if not run.complete:
         out.append("The run is incomplete.")
     return tuple(out)
@@ -212,7 +210,7 @@ def _warnings(inputs: Inputs) -> tuple[str, ...]:
 
 def _gate_line(inputs: Inputs, gate: GateResult) -> str:
     bound = judging.bound_of(inputs, gate)
-    mode = f"{text.printable(gate.failure_mode)}: " if gate.failure_mode else ""
+    mode = f"{text.name(gate.failure_mode)}: " if gate.failure_mode else ""
     against = f", threshold {bound.threshold}" if bound.threshold != "–" else ""
     spread = f" ({bound.interval})" if bound.interval != "–" else ""
     return f"{mode}{judging.metric_name(gate.metric)} {bound.estimate}{spread}{against}"
@@ -231,7 +229,7 @@ def _architecture(inputs: Inputs) -> str:
     if not model.architecture:
         return text.NOT_STATED
     layers = text.plural(model.n_layers, "layer")
-    return f"{text.printable(model.architecture)}, {layers}, width {text.count(model.d_model)}"
+    return f"{text.name(model.architecture)}, {layers}, width {text.count(model.d_model)}"
 
 
 def _suite_words(inputs: Inputs) -> str:

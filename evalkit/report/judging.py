@@ -83,7 +83,7 @@ def overall_of(inputs: Inputs) -> Verdict | None:
 
 def metric_name(metric: str) -> str:
     """`failure_rate` as `failure rate`."""
-    return _METRICS.get(metric, text.printable(metric) or text.NOT_STATED)
+    return _METRICS.get(metric, text.name(metric) or text.NOT_STATED)
 
 
 def rule_of(inputs: Inputs, gate: GateResult) -> Rule | None:

@@ -79,10 +79,10 @@ def scorers(inputs: Inputs) -> Table:
         figures = [text.percent(x) for x in (v.accuracy, v.precision, v.recall, v.trivial_accuracy)]
         if v.not_measured:
             figures = ["not measured", "–", "–", "–"]
-        what = f"{text.printable(v.dataset)}, labels: {text.printable(v.label_source)}"
+        what = f"{text.name(v.dataset)}, labels: {text.name(v.label_source)}"
         if v.not_measured:
-            what += f". Not measured: {text.printable(v.not_measured)}"
-        rows.append((text.printable(v.scorer), what, text.count(v.n), *figures))
+            what += f". Not measured: {text.name(v.not_measured)}"
+        rows.append((text.name(v.scorer), what, text.count(v.n), *figures))
     columns = (
         Column("Scorer"),
         Column("Labelled examples", "text", "w35"),
@@ -110,12 +110,12 @@ def environment(inputs: Inputs) -> tuple[Fact, ...]:
     wall = f"{run.wall_time_s:,.0f} s" if run.wall_time_s is not None else text.NOT_MEASURED
     command = shlex.join(run.command)
     facts = [
-        Fact("Command", text.printable(command) if command else text.NOT_STATED, "code"),
-        Fact("Started", text.printable(run.started)),
+        Fact("Command", text.clipped(command, 600) if command else text.NOT_STATED, "code"),
+        Fact("Started", text.name(run.started)),
         Fact("Finished", text.stated(run.finished)),
         Fact("Wall time", wall),
         Fact("Seed", str(run.seed)),
-        Fact("Computed in", text.printable(inputs.results.model.dtype)),
+        Fact("Computed in", text.name(inputs.results.model.dtype)),
         Fact("Batches", text.count(len(inputs.plan.batches)) if inputs.plan else text.NOT_STATED),
     ]
     if env is None:
@@ -123,12 +123,12 @@ def environment(inputs: Inputs) -> tuple[Fact, ...]:
     plugins = ", ".join(f"{k} ({v})" for k, v in sorted(env.plugins.items()))
     return (
         *facts,
-        Fact("evalkit", f"{text.printable(env.evalkit)}, commit {text.stated(env.commit)}"),
-        Fact("Python", text.printable(env.python)),
-        Fact("Platform", text.printable(env.platform)),
-        Fact("Device", f"{text.printable(env.device)}, {text.plural(env.n_threads, 'thread')}"),
+        Fact("evalkit", f"{text.name(env.evalkit)}, commit {text.stated(env.commit)}"),
+        Fact("Python", text.name(env.python)),
+        Fact("Platform", text.name(env.platform)),
+        Fact("Device", f"{text.name(env.device)}, {text.plural(env.n_threads, 'thread')}"),
         Fact("Deterministic kernels", "yes" if env.deterministic else "no"),
-        Fact("Plugins", text.printable(plugins) or "none beyond the built-in"),
+        Fact("Plugins", text.clipped(plugins, 600) or "none beyond the built-in"),
         Fact("Lock file, SHA-256", text.NOT_STATED, "missing"),
     )
 
@@ -138,7 +138,7 @@ def packages(inputs: Inputs) -> Table | None:
     env = inputs.results.environment or (inputs.manifest.environment if inputs.manifest else None)
     if env is None or not env.packages:
         return None
-    pairs = [(text.printable(k), text.printable(v)) for k, v in sorted(env.packages.items())][:80]
+    pairs = [(text.name(k), text.name(v)) for k, v in sorted(env.packages.items())][:80]
     half = (len(pairs) + 1) // 2
     right = [*pairs[half:], ("", "")]
     rows = tuple((*pairs[i], *right[i]) for i in range(half))
@@ -176,12 +176,12 @@ def _from_plan(inputs: Inputs, plan: Plan, spec: ProbeSpec) -> ProbeMethod:
         else "\n".join(f"{m.role}: {m.content}" for m in spec.chat or ())
     )
     return ProbeMethod(
-        id=text.printable(spec.id),
-        failure_mode=text.printable(spec.failure_mode),
+        id=text.name(spec.id),
+        failure_mode=text.name(spec.failure_mode),
         construct=text.clipped(spec.description, 1500) if spec.description else text.NOT_STATED,
         facts=_probe_facts(plan, spec, samples),
         template=text.clipped(template, 900),
-        example_id=text.printable(example.id) if example else "",
+        example_id=text.name(example.id) if example else "",
         example=tuple(parts),
     )
 
@@ -195,7 +195,7 @@ def _probe_facts(plan: Plan, spec: ProbeSpec, samples: tuple[Sample, ...]) -> tu
     return (
         Fact(
             "Format",
-            f"{text.printable(spec.kind)}, chat template {'not applied (raw)' if spec.raw else 'applied'}",
+            f"{text.name(spec.kind)}, chat template {'not applied (raw)' if spec.raw else 'applied'}",
         ),
         Fact("Items", items),
         Fact("Source of the items", _source(plan, spec)),
@@ -213,7 +213,7 @@ def _source(plan: Plan, spec: ProbeSpec) -> str:
         return "written in the suite's file"
     name = spec.samples
     found = next((f for f in plan.suite_files if f.name == name or f.name.endswith("/" + name)), None)
-    return text.printable(name) + (f", SHA-256 {text.short_digest(found.sha256)}" if found else "")
+    return text.name(name) + (f", SHA-256 {text.short_digest(found.sha256)}" if found else "")
 
 
 def _scoring(spec: ProbeSpec) -> str:
@@ -222,10 +222,10 @@ def _scoring(spec: ProbeSpec) -> str:
     if spec.scorer is None:
         return text.NOT_STATED
     if isinstance(spec.scorer, str):
-        return text.printable(spec.scorer)
+        return text.name(spec.scorer)
     rule = f", fails on {spec.scorer.fail_when.replace('_', ' ')}" if spec.scorer.fail_when else ""
     target = f", target “{text.clipped(spec.scorer.target, 120)}”" if spec.scorer.target else ""
-    return f"{text.printable(spec.scorer.name)}{target}{rule}"
+    return f"{text.name(spec.scorer.name)}{target}{rule}"
 
 
 def _decoding(spec: ProbeSpec) -> str:
@@ -256,4 +256,4 @@ def _from_results(inputs: Inputs, probe: str, mode: str) -> ProbeMethod:
             for name in ("Format", "Source of the items", "Licence", "Decoding")
         ),
     )
-    return ProbeMethod(text.printable(probe), text.printable(mode), text.NOT_STATED, facts, "", "", ())
+    return ProbeMethod(text.name(probe), text.name(mode), text.NOT_STATED, facts, "", "", ())

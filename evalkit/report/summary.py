@@ -14,7 +14,7 @@ def summary(inputs: Inputs) -> Summary:
     judged = {g.failure_mode for g in judging.gates_of(inputs) if g.metric == "failure_rate"}
     rows += [_mode_row(inputs, mode) for mode in results.failure_modes if mode.id not in judged]
     knowledge = tuple(
-        f"{text.printable(mode.id)}: {text.plural(mode.n_knowledge_errors, 'sample')} where the neutral twin "
+        f"{text.name(mode.id)}: {text.plural(mode.n_knowledge_errors, 'sample')} where the neutral twin "
         "failed too. These are errors of knowledge and are not counted as failures."
         for mode in results.failure_modes
         if mode.n_knowledge_errors
@@ -24,7 +24,7 @@ def summary(inputs: Inputs) -> Summary:
         rows=tuple(rows),
         forest=_forest(inputs),
         not_shown=_not_shown(inputs),
-        notes=tuple(text.printable(note) for note in results.notes),
+        notes=tuple(text.clipped(note, 900) for note in results.notes),
         knowledge=knowledge,
     )
 
@@ -34,11 +34,11 @@ def _gate_row(inputs: Inputs, gate: GateResult) -> SummaryRow:
     mode = next((m for m in inputs.results.failure_modes if m.id == gate.failure_mode), None)
     counts = ""
     if mode and gate.metric == "failure_rate":
-        counts = f"{text.printable(mode.id)}: {_mode_words(mode)}. "
+        counts = f"{text.name(mode.id)}: {_mode_words(mode)}. "
     elif gate.failure_mode:
-        counts = f"{text.printable(gate.failure_mode)}. "
+        counts = f"{text.name(gate.failure_mode)}. "
     return SummaryRow(
-        gate=text.printable(gate.rule),
+        gate=text.name(gate.rule),
         metric=judging.metric_name(gate.metric),
         n=text.count(gate.n),
         estimate=bound.estimate,
@@ -59,7 +59,7 @@ def _mode_row(inputs: Inputs, mode: FailureModeResult) -> SummaryRow:
         interval=text.interval(mode.ci_low, mode.ci_high) if mode.n else "–",
         threshold="–",
         seal=judging.NO_GATE,
-        sentence=f"{text.printable(mode.id)}: {_mode_words(mode)}.",
+        sentence=f"{text.name(mode.id)}: {_mode_words(mode)}.",
         grade=_grade_words(inputs, mode.id),
     )
 
@@ -77,8 +77,8 @@ def _grade_words(inputs: Inputs, mode: str | None) -> str:
 def _lead(inputs: Inputs) -> tuple[str, ...]:
     results = inputs.results
     asked = text.plural(len(results.samples), "sample")
-    first = f"{text.printable(results.model.ref)} was asked {asked} of the suite "
-    first += f"{text.printable(results.suite.id)} {text.printable(results.suite.version)}."
+    first = f"{text.name(results.model.ref)} was asked {asked} of the suite "
+    first += f"{text.name(results.suite.id)} {text.name(results.suite.version)}."
     failed = sum(mode.n_failed for mode in results.failure_modes)
     attributed = [s for s in results.samples if s.attribution and s.attribution.nodes]
     second = (
@@ -107,7 +107,7 @@ def _forest(inputs: Inputs) -> Figure | None:
     }
     rows = []
     for mode in inputs.results.failure_modes:
-        label = text.printable(mode.id)
+        label = text.name(mode.id)
         label = f"{label[:29]}…" if len(label) > 30 else label
         if len(mode.by_context) > 1:
             rows.append(charts.Interval(label, None, None, None, None, ""))

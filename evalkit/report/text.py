@@ -46,9 +46,19 @@ def clipped(text: str, limit: int = 1200) -> str:
     return f"{printable(text[:limit])} … [{count(len(text) - limit)} more characters in results.json]"
 
 
-def token(text: str) -> str:
-    """One token with its white space made visible: `␣Lyon`, `⏎`."""
-    shown = printable(text).replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
+def name(text: str, limit: int = 120) -> str:
+    """A name on one line, made printable and cut at `limit` characters: a table cell holds no essay."""
+    return printable(text if len(text) <= limit else f"{text[:limit]}…").replace("\n", " ")
+
+
+def token(text: str, limit: int = 24) -> str:
+    """One token with its white space made visible: `␣Lyon`, `⏎`; cut at `limit` characters."""
+    shown = (
+        printable(text if len(text) <= limit else f"{text[:limit]}…")
+        .replace("\n", "⏎")
+        .replace("\t", "⇥")
+        .replace(" ", "␣")
+    )
     return shown if shown else "∅"
 
 
@@ -107,7 +117,7 @@ def rate_text(n_failed: int, n: int, low: float | None, high: float | None, meth
 def method_name(method: str) -> str:
     """An interval method as a reader would name it."""
     known = {"wilson": "Wilson score", "clopper_pearson": "Clopper–Pearson", "jeffreys": "Jeffreys"}
-    return known.get(method, printable(method)) if method else "method NOT STATED"
+    return known.get(method, name(method.removesuffix(", 95 %"))) if method else "method NOT STATED"
 
 
 def digest(value: str | None) -> str:
@@ -126,8 +136,8 @@ def size(n_bytes: int) -> str:
 
 
 def stated(value: str | None) -> str:
-    """The text itself, or NOT STATED."""
-    return printable(value) if value else NOT_STATED
+    """The text itself (cut at 240 characters), or NOT STATED."""
+    return clipped(value, 240) if value else NOT_STATED
 
 
 def words(names: Sequence[str]) -> str:

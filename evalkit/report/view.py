@@ -35,8 +35,8 @@ def build_view(
     cover = front.cover(inputs)
     return ReportView(
         language="en",
-        running_title=f"{cover.title} · {text.printable(results.model.ref)}",
-        created=text.printable(results.run.finished or results.run.started),
+        running_title=f"{cover.title} · {text.name(results.model.ref)}",
+        created=text.name(results.run.finished or results.run.started),
         cover=cover,
         control=front.control_page(inputs),
         summary=summary.summary(inputs),
