@@ -34,6 +34,12 @@ from evalkit.records import (
 )
 
 CI_METHOD = "Wilson score, 95 %"
+_CONTROL_NAMES = {
+    "frozen_random": "frozen-random SAE",
+    "residual_coordinate": "residual coordinates",
+    "random_direction": "random directions",
+    "matched_random": "unselected matched features",
+}
 
 
 class Tally(NamedTuple):
@@ -357,10 +363,20 @@ def _claims(
                 f"{mode.id}: no size of sample circuit beat its same-selection floors; "
                 "the features named here are not shown to be special to these SAEs."
             )
-    if any(p.kind == "none" for m in modes for p in m.size_curve):
+        else:
+            own, best = lead
+            notes.append(
+                f"{mode.id}: sample circuits lead their best same-selection floor by at most "
+                f"{own.n_flipped - best.n_flipped} of {own.n} failures (at {own.size} nodes: {own.n_flipped} "
+                f"against {best.n_flipped}, {_control_name(best)}); the nodes were chosen on the same failures."
+            )
+    shared = [c for c in circuits if c.level == "mode"]
+    claims += [_mode_claim(c) for c in shared]
+    if any(m.size_curve for m in modes) and not any(c.grade in ("confirmed", "robust") for c in shared):
         notes.append(
-            "Sample circuits carry measured effects on single failures (grade 'attributed' at most); "
-            "no circuit was tested on held-out failures in this audit, so none is 'confirmed'."
+            "No circuit of this audit is graded above 'attributed': the features named here have measured "
+            "effects on single failures, and no shared circuit is shown to beat its negative controls on "
+            "held-out failures."
         )
     reasons = [
         r.attribution.no_attribution for r in results if r.attribution and r.attribution.no_attribution
@@ -368,6 +384,25 @@ def _claims(
     for reason in sorted(set(reasons)):
         notes.append(f"{reasons.count(reason)} failures carry no attribution: {reason}.")
     return tuple(claims), tuple(notes)
+
+
+def _mode_claim(circuit: Circuit) -> Claim:
+    """What the held-out half says of one mode circuit."""
+    kept = circuit.necessity
+    if kept is None or not circuit.nodes:
+        sentence = f"No shared circuit of {circuit.failure_mode} was found: {circuit.notes[0]}"
+    else:
+        sentence = (
+            f"Switching off {len(circuit.nodes)} features shared by failures of {circuit.failure_mode} changed "
+            f"{kept.n_flipped} of {kept.n} held-out failures to passes"
+        )
+        for control in circuit.controls:
+            name = _CONTROL_NAMES.get(control.kind, control.kind)
+            sentence += f"; {name}: {control.n_flipped} of {control.n} over {control.n_sets} sets"
+        sentence += f". Grade {circuit.grade}: {circuit.notes[0]}"
+    return Claim(
+        id=circuit.id, type="inference", sentence=sentence + ".", grade=circuit.grade, evidence=(circuit.id,)
+    )
 
 
 def _rate_claim(mode: FailureModeResult) -> Claim:
@@ -394,6 +429,5 @@ def _rate_claim(mode: FailureModeResult) -> Claim:
 
 
 def _control_name(point: SizePoint) -> str:
-    names = {"frozen_random": "frozen-random SAE", "residual_coordinate": "residual coordinates"}
-    name = names.get(point.kind, point.kind)
+    name = _CONTROL_NAMES.get(point.kind, point.kind)
     return f"{name}, seed {point.seed}" if point.seed is not None else name
