@@ -116,8 +116,6 @@ def new_run_folder(out: Path, suite_id: str) -> Path:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            if out.exists() and not out.is_dir():
-                raise RunError(f"{out}: is a file; name a directory for the run") from None
             continue
         except OSError as error:
             raise RunError(f"{folder}: cannot create ({error.strerror}); choose another --out") from error

@@ -243,6 +243,14 @@ def test_the_strongest_mode_circuit_is_judged_by_its_necessity() -> None:
     assert gate(run, rule("circuit_necessity", min=0.8)).verdict == "inconclusive"
     assert gate(run, rule("circuit_necessity", min=0.95)).verdict == "fail"
     assert gate(run, rule("circuit_necessity", max=0.5)).verdict == "fail"
+    necessity = circuit(k=1, n=10).necessity
+    assert necessity is not None
+    bare = circuit().model_copy(
+        update={"necessity": necessity.model_copy(update={"ci_low": None, "ci_high": None})}
+    )
+    without = results([mode_result(20, 40)], circuits=[bare], saes=[SAE])
+    assert "has no interval" in gate(without, rule("circuit_necessity", max=0.5)).reason
+    assert gate(without, rule("circuit_necessity", min=0.5)).verdict == "fail"
     absent = gate(run, rule("circuit_necessity", feature=8, max=0.5))
     assert absent.verdict == "inconclusive" and "no circuit of this failure mode was tested" in absent.reason
     assert gate(run, rule("circuit_necessity", failure_mode="x", max=0.5)).verdict == "inconclusive"

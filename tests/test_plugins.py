@@ -50,7 +50,7 @@ def test_two_offers_of_one_name_are_an_error(site: Path) -> None:
     offer(site, "acme-scorers", "[evalkit.scorers]\nrefusal = a:b\n")
     with pytest.raises(
         PluginError,
-        match=r"scorers: 'refusal' is offered by acme-scorers 1\.2 and evalkit-audit .*; uninstall one of them",
+        match=r"'refusal' is offered by acme-scorers 1\.2 and evalkit-audit .*; uninstall one of them",
     ):
         plugins.load("scorers", "refusal")
 

@@ -267,6 +267,22 @@ def test_a_directory_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         store.write_gate(tmp_path / "run", GateReport(policy=None, verdict=None, gates=(), run="r"))
 
 
+def test_a_file_that_cannot_be_opened_or_cut_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").symlink_to(tmp_path / "nowhere" / "x")
+    with pytest.raises(
+        RunError, match=r"samples.jsonl: cannot write \(No such file or directory\); what was"
+    ):
+        RunStore(tmp_path, plan())
+    (tmp_path / "samples.jsonl").unlink()
+    with RunStore(tmp_path, plan(), resume=True) as run:
+        os.ftruncate(run._samples._file, 0)
+        read_only = os.open(tmp_path / "samples.jsonl", os.O_RDONLY)
+        os.dup2(read_only, run._samples._file)
+        with pytest.raises(RunError, match=r"samples.jsonl: cannot write \(Invalid argument\); what was"):
+            run._samples.cut(0)
+        os.close(read_only)
+
+
 # ------------------------------------------------------------------------------------ whose run is it
 
 
@@ -316,6 +332,8 @@ def test_earlier_runs_of_the_suite_are_counted(tmp_path: Path) -> None:
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "plan.json").write_text("[")
     assert count_runs(tmp_path, "small") == 3 and count_runs(tmp_path, "other") == 0
+    (tmp_path / "locked" / "plan.json").mkdir(parents=True)
+    assert count_runs(tmp_path, "small") is None
 
 
 # --------------------------------------------------------------------------------- tampering is seen
