@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub import errors as hub_errors
+from huggingface_hub import utils as hub_utils
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -25,7 +26,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import logging as hub_logging
-from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.tqdm import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -76,7 +76,7 @@ def snapshot(repo: str, revision: str | None, *, offline: bool, progress: Progre
 
 def _check_name(repo: str) -> None:
     try:
-        validate_repo_id(repo)
+        hub_utils.validate_repo_id(repo)  # type: ignore[attr-defined]
         well_formed = repo.count("/") == 1
     except HFValidationError:
         well_formed = False
