@@ -39,7 +39,8 @@ def frozen_random(like: Sae, seed: int, stream: Float[Tensor, "pos d_model"]) ->
 
     Returns:
         `topk` with the same k if the audited SAE is `topk`; else `jumprelu` with one threshold at which
-        the mean number of active features on `stream` equals the audited SAE's.
+        the mean number of active features on `stream` equals the audited SAE's (at most about half of
+        them: a random feature's sign is a coin toss).
 
     Raises:
         SaeError: `stream` is empty or has another width.

@@ -408,7 +408,7 @@ def _load(path: Path, specs: Sequence[SaeSpec], config: TrainingConfig) -> tuple
         for spec, scalars in zip(specs, state["scalars"], strict=True):
             names = [name for name in file.keys() if name.startswith(f"{spec.name}/")]  # noqa: SIM118
             tensors = {name.split("/", 1)[1]: file.get_tensor(name) for name in names}
-            trainer = TopKTrainer(spec, config, torch.randn(4, tensors["b_dec"].shape[0]))
+            trainer = TopKTrainer(spec, config, torch.eye(2, tensors["b_dec"].shape[0]))
             trainer.load(tensors, scalars)
             trainers.append(trainer)
     return trainers, state["n_block"], state["n_tokens"]
