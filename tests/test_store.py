@@ -179,6 +179,17 @@ def test_a_run_killed_anywhere_ends_as_if_it_never_was(finished: Path, kills: li
         read_run(folder)
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_a_long_torn_line_leaves_nothing_behind(finished: Path, name: str) -> None:
+    before = contents(finished)
+    (finished / "results.json").unlink()
+    with (finished / name).open("ab") as file:
+        file.write(b'{"torn": "' + b"x" * 100_000)
+    with RunStore(finished, plan(), resume=True) as run:
+        work(run)
+    assert contents(finished) == before
+
+
 def test_a_killed_process_lets_the_directory_go_and_loses_no_finished_batch(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from small_run import answered, plan;"

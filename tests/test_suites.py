@@ -196,9 +196,22 @@ def test_all_that_share_a_twin_share_a_group(tmp_path: Path) -> None:
         {**ROW, "id": "c", "counterfactual": "u"},
         {**ROW, "id": "u", "group": "g"},
         {**ROW, "id": "d"},
+        {**ROW, "id": "e", "group": "h", "counterfactual": "v"},
+        {**ROW, "id": "v"},
+        {**ROW, "id": "w", "counterfactual": "v"},
     ]
     groups = {s.id: s.group for s in render_samples(load_suite(written(tmp_path, rows=rows)))}
-    assert groups == {"a": "a", "b": "a", "t": "a", "c": "g", "u": "g", "d": "d"}
+    assert groups == {
+        "a": "a",
+        "b": "a",
+        "t": "a",
+        "c": "g",
+        "u": "g",
+        "d": "d",
+        "e": "h",
+        "v": "h",
+        "w": "h",
+    }
 
 
 def test_spans_index_the_whole_message_where_the_input_is_not_found_once(tmp_path: Path) -> None:
