@@ -19,16 +19,12 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import requests
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from evalkit.digests import digest_file
 from evalkit.errors import FetchError
@@ -117,23 +113,6 @@ def wheel_member(
                 raise want.failed(str(error)) from error
             raise FetchError(unwritable(target, error)) from error
     return target
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar with the time remaining, drawn on standard error; hand the yielded function to `progress`."""
-    from rich.console import Console
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks = {}
-
-        def show(step: Step) -> None:
-            if step.what not in tasks:
-                tasks[step.what] = bar.add_task(step.what, total=step.total)
-            bar.update(tasks[step.what], completed=step.done, total=step.total)
-
-        yield show
 
 
 def _check(path: Path, found: str, expected: str | None, *, remove: bool) -> None:

@@ -17,8 +17,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from evalkit.errors import FetchError
 
-_CONNECT_S = 5  # chosen: an unreachable index is noticed within seconds
-_ANSWER_S = 30  # chosen: several mirrors, each given _CONNECT_S
+_SILENCE_S = 5.0  # chosen: an unreachable index is noticed within seconds
+_ANSWER_S = 30  # chosen: several mirrors, each given _SILENCE_S
 _LINK = re.compile(r"Found link (\S+?),? (?:\(from .*)?version: (\S+)")
 
 
@@ -55,7 +55,7 @@ def find_wheel(package: str, version: str) -> WheelLink:
     """
     output = _pip(
         "index", "versions", package, "-vvv", "--no-input", "--only-binary=:all:", "--pre",
-        "--ignore-requires-python", f"--timeout={_CONNECT_S}", "--retries=0",
+        "--ignore-requires-python", f"--timeout={_SILENCE_S}", "--retries=0",
     )  # fmt: skip
     links = [_parse(match[1]) for match in _LINK.finditer(output) if match[2] == version]
     wheels = [link for link in links if link.file_name.endswith(".whl")]
@@ -107,10 +107,12 @@ def _parse(link: str) -> WheelLink:
 
 
 def _reason(failure: str) -> str:
-    """The last cause in a chain of exceptions: `Connection refused`, `Name or service not known`."""
+    """The last cause in a chain of exceptions: `Connection refused`, `no answer in time`."""
     errno = re.findall(r"\[Errno -?\d+\] ([^'\")]+)", failure)
     if errno:
         return str(errno[-1]).strip()
+    if "timed out" in failure.lower():
+        return "no answer in time"
     return failure.split("(Caused by", 1)[0].removeprefix("connection error: ").strip()[:160]
 
 

