@@ -7,6 +7,8 @@
    that batch runs again; interventions beyond the last finished attribution likewise.
 3. results.json and gate.json appear whole or not at all (temporary file, flush, rename).
 4. One process per directory: the lock is the operating system's and ends with its process.
+
+Over 500 lines, because whoever changes how a file is written must see how it is read.
 """
 
 from __future__ import annotations
