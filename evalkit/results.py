@@ -34,6 +34,8 @@ from evalkit.records import (
 )
 
 CI_METHOD = "Wilson score, 95 %"
+ERROR = "error: "
+"""How a reason begins that is a fault of the run, not a finding."""
 _CONTROL_NAMES = {
     "frozen_random": "frozen-random SAE",
     "residual_coordinate": "residual coordinates",
@@ -70,6 +72,12 @@ def tally(
     )
     claims, notes = _claims(modes, results, circuits)
     return Tally(modes, results, circuits, claims, notes)
+
+
+def is_complete(samples: Sequence[SampleRecord], attributions: Sequence[AttributionRecord]) -> bool:
+    """Whether nothing went wrong on any sample, neither in its response nor in its attribution."""
+    broken = [a for a in attributions if (a.attribution.no_attribution or "").startswith(ERROR)]
+    return not broken and all(r.response.error is None for r in samples)
 
 
 def twins_of(samples: Iterable[Sample]) -> frozenset[str]:
@@ -190,7 +198,12 @@ def _failure_mode(
     by_context = {c: _count(r for r in mine if r.context == c) for c in plan.suite.contexts}
     first = by_context[plan.suite.contexts[0]]
     interval = stats.wilson(first.n_failed, first.n)
-    failures = {r.id for r in mine if r.attribution is not None and r.counted and r.attribution.method}
+    failures = {
+        r.id
+        for r in mine
+        if r.context == plan.suite.contexts[0] and r.counted
+        if r.attribution is not None and r.attribution.method
+    }
     return FailureModeResult(
         id=mode,
         n=first.n,
@@ -270,7 +283,7 @@ def _clustered(counted: Sequence[SampleResult]) -> Proportion | None:
 
 
 def _size_curve(failures: set[str], interventions: Sequence[InterventionRecord]) -> tuple[SizePoint, ...]:
-    """Flips by number of nodes switched off, for the audited SAEs and each control.
+    """Flips by number of nodes switched off, for the audited SAEs and each control; one context's failures.
 
     A failure without any node that pushed towards failure cannot be flipped: it stays in n.
     """

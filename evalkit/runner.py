@@ -7,10 +7,10 @@ An interrupted run goes on where its last whole batch ended, and ends with the s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -36,15 +36,19 @@ from evalkit.records import (
     Response,
     Results,
     RunRecord,
+    Sample,
     SampleRecord,
     SampleResult,
     Score,
     SuiteRecord,
 )
 from evalkit.report import write_report
-from evalkit.results import tally
+from evalkit.results import ERROR, is_complete, tally
 from evalkit.scorers.validation import shipped_validations
 from evalkit.store import Answered, RunStore, count_runs, export_samples, new_run_folder, read_run, write_gate
+
+ItemT = TypeVar("ItemT")
+DoneT = TypeVar("DoneT")
 
 RUNS = Path("runs")
 """Where runs go without `--out`."""
@@ -141,25 +145,39 @@ def run_batch(prepared: Prepared, batch: Batch) -> list[Answered]:
     What goes wrong on a batch is tried again sample by sample; what then goes wrong on one sample
     becomes an unscored record, and the run goes on.
     """
-    samples = [prepared.samples[i] for i in batch.samples]
-    prompts = [prepared.prompts[i] for i in batch.samples]
-    probe = prepared.probes[batch.probe]
-    try:
+    probe, by_id = prepared.probes[batch.probe], prepared.samples
+
+    def answer(samples: Sequence[Sample]) -> list[Answered]:
+        prompts = [prepared.prompts[s.id] for s in samples]
         responses = probe.respond(prepared.model, samples, prompts, prepared.plan.seed)
-    except Exception as error:
-        if len(samples) > 1:
-            parts = [Batch(id=batch.id, probe=batch.probe, samples=(i,)) for i in batch.samples]
-            return [answer for part in parts for answer in run_batch(prepared, part)]
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return [Answered(s, r, probe.scorer.score(s, r)) for s, r in zip(samples, responses, strict=True)]
+
+    def record(sample: Sample, error: str) -> Answered:
+        prompt = prepared.prompts[sample.id]
         failed = Response(
-            sample=samples[0].id,
-            prompt_text=prompts[0].text,
-            n_prompt_tokens=len(prompts[0].ids),
+            sample=sample.id,
+            prompt_text=prompt.text,
+            n_prompt_tokens=len(prompt.ids),
             text=None,
-            error=text,
+            error=error,
         )
-        return [Answered(samples[0], failed, Score(outcome="unscored", reason=f"error: {text}"))]
-    return [Answered(s, r, probe.scorer.score(s, r)) for s, r in zip(samples, responses, strict=True)]
+        return Answered(sample, failed, Score(outcome="unscored", reason=ERROR + error))
+
+    return _each([by_id[i] for i in batch.samples], answer, record)
+
+
+def _each(
+    items: Sequence[ItemT],
+    work: Callable[[Sequence[ItemT]], list[DoneT]],
+    record: Callable[[ItemT, str], DoneT],
+) -> list[DoneT]:
+    """`work` on all items at once, else on each alone; what then goes wrong is recorded with its error."""
+    try:
+        return work(items)
+    except Exception as error:
+        if len(items) > 1:
+            return [done for item in items for done in _each([item], work, record)]
+        return [record(items[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")]
 
 
 # ------------------------------------------------------------------------------ attribute and intervene
@@ -201,7 +219,9 @@ def probe_modes(prepared: Prepared, store: RunStore, progress: Progress) -> None
     if not prepared.saes or any(r.circuit is not None for r in store.interventions):
         return
     records = {r.sample.id: r for r in store.samples}
-    failures = [records[s.id] for s in tally(store.plan, store.samples, (), ()).samples if _is_failure(s)]
+    attributed = {a.sample for a in store.attributions if a.attribution.method is not None}
+    counted = tally(store.plan, store.samples, (), ()).samples
+    failures = [records[s.id] for s in counted if _is_failure(s) and s.id in attributed]
     cases, _ = _cases(prepared, store, failures, records)
     modes = [m for m in (_mode_input(prepared, store, p, cases) for p in prepared.plan.suite.probes) if m]
     controls = _controls(prepared, cases) if modes else []
@@ -291,17 +311,24 @@ def _attribution_batches(cases: Sequence[Case]) -> Iterator[list[Case]]:
 def _attribute(prepared: Prepared, batch: Sequence[Case], controls: Sequence[Coders]) -> list[Attributed]:
     spec = next(p for p in prepared.plan.suite.probes if p.id == batch[0].sample.probe)
     grid = prepared.plan.grid["sizes" if spec.kind == "choice" else "sizes_generate"]
-    return attribute_batch(
-        prepared.model,
-        prepared.probes[spec.id],
-        batch,
-        prepared.prompts,
-        Coders("none", None, prepared.saes),
-        controls,
-        prepared.plan.suite.attribution,
-        [int(s) for s in grid],
-        prepared.plan.seed,
-    )
+
+    def measure(cases: Sequence[Case]) -> list[Attributed]:
+        return attribute_batch(
+            prepared.model,
+            prepared.probes[spec.id],
+            cases,
+            prepared.prompts,
+            Coders("none", None, prepared.saes),
+            controls,
+            prepared.plan.suite.attribution,
+            [int(s) for s in grid],
+            prepared.plan.seed,
+        )
+
+    def record(case: Case, error: str) -> Attributed:
+        return Attributed(case.sample.id, None, Attribution(method=None, no_attribution=ERROR + error), [])
+
+    return _each(batch, measure, record)
 
 
 def _controls(prepared: Prepared, cases: Sequence[Case]) -> list[Coders]:
@@ -327,15 +354,14 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
     assert manifest is not None
     plan = store.plan
     tallied = tally(plan, store.samples, store.attributions, store.interventions)
-    errors = [r for r in store.samples if r.response.error is not None]
-    finished = store.results.run.finished if store.results is not None else None
+    before = store.results.run if store.results is not None else None
     progress(Step("describing features", 0, 1))
     results = Results(
         run=RunRecord(
             id=manifest.run_id,
             started=manifest.started,
-            finished=finished or _now(),
-            complete=not errors,
+            finished=before.finished if before is not None and before.heads == store.heads else _now(),
+            complete=is_complete(store.samples, store.attributions),
             seed=plan.seed,
             command=manifest.command,
             plan_sha256=store.plan_sha256,

@@ -50,7 +50,8 @@ class Attributed(NamedTuple):
     """What came of one failure."""
 
     sample: str
-    margin_nats: float
+    margin_nats: float | None
+    """None: it could not be measured; `attribution` says why."""
     attribution: Attribution
     interventions: list[InterventionRecord]
 
