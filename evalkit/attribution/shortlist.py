@@ -129,18 +129,18 @@ def shortlist(tables: Sequence[Table], n: int) -> list[Place]:
 
     Ties break by (hook, position, feature). Candidates whose estimates are all zero are left out.
     """
-    places = [Place(t, r) for t, table in enumerate(tables) for r in range(len(table.feature))]
-    if not places:
+    starts = np.cumsum([0, *(len(t.feature) for t in tables)])
+    if starts[-1] == 0:
         return []
     position = np.concatenate([t.position for t in tables])
     feature = np.concatenate([t.feature for t in tables])
-    hook = np.concatenate([np.full(len(t.feature), i) for i, t in enumerate(tables)])
+    hook = np.repeat(np.arange(len(tables)), np.diff(starts))
     rankings = []
     for column in zip(*(t.estimators for t in tables), strict=True):
         size = np.abs(np.concatenate(column))
         order = np.lexsort((feature, position, hook, -size))
         rankings.append([int(i) for i in order[: n * 4] if size[i] > 0])
-    return [places[i] for i in in_turn(rankings, n)]
+    return [Place(int(hook[i]), int(i - starts[hook[i]])) for i in in_turn(rankings, n)]
 
 
 def in_turn(rankings: Sequence[Sequence[T]], n: int) -> list[T]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
 from evalkit.attribution.cases import Case, Contrast, align, choose_contrast
-from evalkit.attribution.shortlist import _in_turn
+from evalkit.attribution.shortlist import in_turn
 from evalkit.models.resolve import resolve_model
 from evalkit.models.text import TextModel, open_text_model
 from evalkit.probes.choice import ChoiceProbe
@@ -282,8 +282,8 @@ def necessity(record: InterventionRecord, kind: str) -> bool:
 
 
 def test_estimators_take_turns_until_the_list_is_full() -> None:
-    assert _in_turn([[1, 2, 3], [3, 2, 9]], 3) == [1, 3, 2]
-    assert _in_turn([[1], [1]], 5) == [1]
+    assert in_turn([[1, 2, 3], [3, 2, 9]], 3) == [1, 3, 2]
+    assert in_turn([[1], [1]], 5) == [1]
 
 
 def test_the_twin_is_the_contrast_only_if_it_passed() -> None:
