@@ -13,18 +13,17 @@ from __future__ import annotations
 import gzip
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evalkit.errors import SaeError
 from evalkit.records import FeatureContext
 from evalkit.saes.coder import Sae
-from evalkit.saes.corpus import Chunk
-from evalkit.saes.harvest import chunk_streams
+from evalkit.saes.harvest import ChunkStreams
 from evalkit.saes.judging import Limits
 
 FILE = "features.json.gz"
@@ -62,22 +61,21 @@ class Evidence(NamedTuple):
 
 @torch.no_grad()
 def collect_evidence(
-    model: nn.Module,
+    streams: Iterable[ChunkStreams],
     sae: Sae,
     limits: Limits,
-    chunks: Sequence[Chunk],
     token_text: Callable[[int], str],
     source: str,
 ) -> Evidence:
-    """Density and top contexts of every feature over `chunks`; `token_text` shows one token."""
+    """Density and top contexts of every feature over held-out text; `token_text` shows one token."""
     encoded: list[Tensor] = []
     tokens = []
     n_fired = torch.zeros(sae.d_sae)
     best = torch.zeros(sae.d_sae, N_CONTEXTS)
     where = torch.full((sae.d_sae, N_CONTEXTS, 2), -1, dtype=torch.long)
     n_tokens = 0
-    for number, (chunk, streams) in enumerate(chunk_streams(model, chunks, [sae.hook])):
-        x = streams[sae.hook]
+    for number, (chunk, by_hook) in enumerate(streams):
+        x = by_hook[sae.hook]
         keep = limits.decomposed(x)
         z = sae.encode(x) * keep[:, None]
         keep[: max(chunk.first, 1)] = False

@@ -13,7 +13,7 @@ Source: Gao et al. 2024, section 4; sae-lens `evals.py` (loss recovered against 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from evalkit.errors import SaeError
 from evalkit.records import SaeQuality
 from evalkit.saes.coder import Sae
 from evalkit.saes.corpus import Chunk
-from evalkit.saes.harvest import batches, chunk_streams, padded, residual_block
+from evalkit.saes.harvest import ChunkStreams, batches, padded, residual_block
 
 ALL = "all"
 _CE_TOKENS_PER_BATCH = 1024  # chosen: logits of 50,000 words stay near 200 MB
@@ -108,16 +108,16 @@ def evaluate(
     model: nn.Module,
     saes: Mapping[str, Sae],
     limits: Limits,
-    chunks: Sequence[Chunk],
+    streams: Iterable[ChunkStreams],
     ce_chunks: Sequence[Chunk] = (),
 ) -> dict[str, Judged]:
     """Figures of several coders of one hook (the SAE, its random floor …) on the same held-out text.
 
     Args:
-        model: A causal language model; computed as it is, so pass it in float32.
+        model: A causal language model; computed as it is, so pass it in float32. Read for `ce_chunks` only.
         saes: Name → coder; all read the same hook.
         limits: Which positions are decomposed.
-        chunks: Held-out text for explained variance, L0 and dead features.
+        streams: Held-out text as `chunk_streams` gives it, for explained variance, L0 and dead features.
         ce_chunks: Held-out text for cross-entropy; empty leaves it unmeasured.
 
     Raises:
@@ -128,7 +128,7 @@ def evaluate(
         raise SaeError(f"coders of one hook are compared, not of {', '.join(sorted(hooks)) or 'none'}")
     (hook,) = hooks
     sums: dict[str, dict[str, _Sums]] = {name: defaultdict(_Sums) for name in saes}
-    mean = _reconstruct(model, saes, hook, limits, chunks, sums)
+    mean = _reconstruct(saes, hook, limits, streams, sums)
     if ce_chunks:
         _cross_entropies(model, saes, hook, limits, ce_chunks, mean, sums)
     judged = {}
@@ -140,16 +140,15 @@ def evaluate(
 
 
 def _reconstruct(
-    model: nn.Module,
     saes: Mapping[str, Sae],
     hook: str,
     limits: Limits,
-    chunks: Sequence[Chunk],
+    streams: Iterable[ChunkStreams],
     sums: dict[str, dict[str, _Sums]],
 ) -> Float[Tensor, " d_model"]:
     """Adds reconstruction sums for every coder; returns the mean of the decomposed stream."""
-    for chunk, streams in chunk_streams(model, chunks, [hook]):
-        x = streams[hook]
+    for chunk, by_hook in streams:
+        x = by_hook[hook]
         keep = limits.decomposed(x)
         keep[: max(chunk.first, 1)] = False
         x = x[keep]

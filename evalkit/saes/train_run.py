@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from evalkit.records import CorpusRecord, SaeCard
@@ -19,13 +20,14 @@ from evalkit.saes.coder import Sae
 from evalkit.saes.corpus import Chunk, Corpus, CorpusConfig, FetchWheel, blocks_of_chunks, build_corpus
 from evalkit.saes.feature_evidence import collect_evidence, write_evidence
 from evalkit.saes.floors import frozen_random
-from evalkit.saes.harvest import ahead, harvest
+from evalkit.saes.harvest import ChunkStreams, ahead, chunk_streams, harvest
 from evalkit.saes.judging import Judged, Limits, evaluate
 from evalkit.saes.loaders.native import StoredDtype, load, save_native, write_card
 from evalkit.saes.training import Progress, SaeSpec, Trained, TrainingConfig, train
 
 CHUNKS_PER_BLOCK = 64  # chosen: 16,000 positions mix 64 documents, and four hooks of them fit in 200 MB
-_CE_CHUNKS = 60  # chosen: about 10,000 predicted tokens
+_HELD_OUT_CHUNKS = 600  # chosen: up to 100,000 positions, 230 MB per hook
+_CE_CHUNKS = 36  # chosen: about 6,000 predicted tokens
 _SHIPPABLE = ("Apache-2.0", "MIT", "CC0-1.0", "LicenseRef-public-domain")
 
 
@@ -74,20 +76,13 @@ def train_saes(
         return ahead(harvest(source.module, block, hooks, dtype=harvest_dtype) for block in blocks)
 
     trained = train(stream, specs, out_dir, config, resume=resume, progress=progress)
+    held_out = list(chunk_streams(source.module, evenly(corpus.held_out, _HELD_OUT_CHUNKS), hooks))
+    records = corpus_records(corpus_config, corpus)
+    training = {**config.model_dump(), "harvest_dtype": harvest_dtype, "corpus": corpus_config.id}
     folders = []
     for one in trained:
         name = one.spec.hook if one.spec.seed == specs[0].seed else one.spec.name
-        training = {**config.model_dump(), "harvest_dtype": harvest_dtype, "corpus": corpus_config.id}
-        folder = write_judged(
-            source,
-            one,
-            corpus_records(corpus_config, corpus),
-            corpus.held_out,
-            training,
-            out_dir / name,
-            stored,
-        )
-        folders.append(folder)
+        folders.append(write_judged(source, one, records, held_out, training, out_dir / name, stored))
     return folders
 
 
@@ -117,7 +112,7 @@ def write_judged(
     source: Source,
     trained: Trained,
     corpus: tuple[CorpusRecord, ...],
-    held_out: Sequence[Chunk],
+    held_out: Sequence[ChunkStreams],
     training: dict[str, Any],
     folder: Path,
     stored: StoredDtype,
@@ -151,22 +146,22 @@ def write_judged(
     )
     write_card(card, folder)
     allowed = {record.name for record in corpus if record.licence in _SHIPPABLE}
-    chunks = [chunk for chunk in held_out if chunk.source in allowed]
-    if chunks:
-        text = f"held-out {' and '.join(sorted({chunk.source for chunk in chunks}))}"
+    shown = [streams for streams in held_out if streams.chunk.source in allowed]
+    if shown:
+        text = f"held-out {' and '.join(sorted({streams.chunk.source for streams in shown}))}"
         tokenizer = source.tokenizer
-        evidence = collect_evidence(
-            source.module, sae, limits, chunks, lambda t: str(tokenizer.decode([t])), text
+        write_evidence(
+            collect_evidence(shown, sae, limits, lambda t: str(tokenizer.decode([t])), text), folder
         )
-        write_evidence(evidence, folder)
     return folder
 
 
-def judge(module: nn.Module, sae: Sae, limits: Limits, held_out: Sequence[Chunk]) -> dict[str, Judged]:
+def judge(module: nn.Module, sae: Sae, limits: Limits, held_out: Sequence[ChunkStreams]) -> dict[str, Judged]:
     """The SAE (`sae`) and one frozen-random SAE of its shape (`random`) on held-out text."""
-    few = harvest(module, evenly(held_out, 16), [sae.hook])[sae.hook]
-    random = frozen_random(sae, 0, few[few.norm(dim=-1) <= limits.norm_limit])
-    return evaluate(module, {"sae": sae, "random": random}, limits, held_out, evenly(held_out, _CE_CHUNKS))
+    streams = [s.streams[sae.hook] for s in held_out]
+    random = frozen_random(sae, 0, torch.cat([x[limits.decomposed(x)] for x in streams]))
+    ce_chunks = evenly([s.chunk for s in held_out], _CE_CHUNKS)
+    return evaluate(module, {"sae": sae, "random": random}, limits, held_out, ce_chunks)
 
 
 def evenly(chunks: Sequence[Chunk], n: int) -> list[Chunk]:
