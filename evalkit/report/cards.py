@@ -27,14 +27,17 @@ def sae_report(saes: tuple[SaeRecord, ...]) -> SaeReport | None:
     notes = dict.fromkeys(text.name(note) for sae in saes if sae.card for note in sae.card.notes)
     return SaeReport(
         words=tuple(_floor_words(sae) for sae in saes),
-        cards=tuple(_cards(group) for group in groups),
+        cards=tuple(table for group in groups if (table := _cards(group))),
         files=_files(saes),
         corpus=_corpus(saes),
         notes=tuple(notes),
     )
 
 
-def _cards(saes: tuple[SaeRecord, ...]) -> Table:
+def _cards(saes: tuple[SaeRecord, ...]) -> Table | None:
+    if all(sae.card is None for sae in saes):
+        return None
+
     def row(name: str, get: Callable[[SaeRecord, SaeCard], str]) -> tuple[str, ...]:
         return (name, *(get(sae, sae.card) if sae.card else text.NOT_MEASURED for sae in saes))
 

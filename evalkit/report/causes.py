@@ -154,7 +154,8 @@ def _failure(sample: SampleResult) -> NodeReport:
     nodes = _ranked(attribution.nodes)
     shown = nodes[:N_NODES]
     baseline = _BASELINES.get(attribution.baseline or "", text.NOT_STATED)
-    lead = f"Margin {text.nats(sample.margin_nats)} nats, context {sample.context}; contrast: {baseline}."
+    lead = f"Margin {text.nats(sample.margin_nats)} nats, context {sample.context}; contrast: {baseline}. "
+    lead += "The first bar divides the estimated effect by where it lies."
     n_exact = sum(n.confirmed_nats is not None for n in nodes)
     note = f"{text.plural(len(nodes), 'node')} recorded, {text.count(n_exact)} measured exactly"
     note += (
@@ -221,7 +222,7 @@ def _shares(sample: SampleResult) -> Figure | None:
     else:
         parts.append(charts.Part("error nodes (unexplained)", error))
     title = f"Share of the estimated effect on {text.name(sample.id)} by where it lies"
-    return Figure("Share of the estimated effect by where it lies.", charts.share_bar(title, parts))
+    return Figure("", charts.share_bar(title, parts))
 
 
 def _circuit(circuit: Circuit) -> CircuitReport:

@@ -71,7 +71,7 @@ def claims(inputs: Inputs) -> Table:
         for c in inputs.results.claims[:N_CLAIMS]
     )
     columns = (
-        Column("Id", "text", "w10"),
+        Column("Id", "text", "w20"),
         Column("Type", "word"),
         Column("Claim", "text", "w50"),
         Column("Grade", "word"),
@@ -138,18 +138,21 @@ def verify_steps(inputs: Inputs) -> tuple[Definition, ...]:
     return (
         Definition(
             "1. Take out the results",
-            "results.json is attached to this PDF. Its SHA-256 must be the one on the cover: "
+            "results.json is attached to this PDF: a viewer lists it among the attachments, and “pdfdetach "
+            "-saveall report.pdf” saves it. “sha256sum results.json” must print the digest on the cover: "
             f"{inputs.results_sha256}",
         ),
         Definition(
-            "2. Verify the PDF",
-            "evalkit verify report.pdf compares the attachment with the printed digest and draws the "
-            "report again.",
+            "2. Verify the run",
+            "“evalkit verify report.pdf”, where the report lies in its run directory, checks every chain "
+            "of digests, "
+            "computes every count, interval and circuit again from the stored samples and interventions, "
+            "and checks that this PDF carries that results.json. It prints the level that it reached.",
         ),
         Definition(
-            "3. Verify the run",
-            "evalkit verify on the evidence pack checks every file's digest and the chain of records, and "
-            "re-computes every printed figure from the samples. It prints the level that it reached.",
+            "3. Draw the report again",
+            "“evalkit report” on the run directory, with the versions of section 5, gives this PDF again, "
+            "byte for byte.",
         ),
         Definition(
             "4. Run it again",
@@ -158,7 +161,9 @@ def verify_steps(inputs: Inputs) -> tuple[Definition, ...]:
         Definition(
             "What no check can show",
             "That the plan was fixed before the first sample is self-attested; so is who ran it, unless a "
-            "signature with a key known to you is given.",
+            "signature "
+            "with a key known to you is given. No PDF/A validator checked this file: its conformance is "
+            "claimed by construction.",
         ),
     )
 

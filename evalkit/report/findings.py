@@ -19,10 +19,10 @@ def findings(inputs: Inputs) -> Findings:
     chosen = random_samples(inputs)
     counted = sum(s.counted for s in inputs.results.samples)
     note = (
-        f"The {len(chosen)} counted samples (of {text.count(counted)}, passes and failures alike) with the "
-        "smallest "
-        f"SHA-256 of “{inputs.results.run.seed}:” followed by the sample's id. Anybody can recompute the "
-        "choice."
+        f"Drawn from {text.plural(counted, 'counted sample')}, passes and failures alike: the "
+        f"{len(chosen)} with the "
+        f"smallest SHA-256 of “{inputs.results.run.seed}:” followed by the sample's id. Anybody can draw "
+        "them again."
     )
     return Findings(
         flow=_flow(inputs),
@@ -124,7 +124,8 @@ def _flow(inputs: Inputs) -> Table:
 def _mode(inputs: Inputs, mode: FailureModeResult) -> ModeResults:
     worst = worst_failures(inputs, mode.id)
     shown = worst[:N_WORST]
-    note = f"The {len(shown)} counted failures with the largest margin, of {len(worst)} over all contexts."
+    of = text.plural(len(worst), "counted failure")
+    note = f"Of {of} over all contexts, the largest margins ({len(shown)} shown)."
     words = text.rate_text(mode.n_failed, mode.n, mode.ci_low, mode.ci_high, mode.ci_method)
     sentence = f"Failure rate in the first context: {words}."
     if mode.n_unscored or mode.n_invalid:
@@ -192,10 +193,10 @@ def _knowledge(inputs: Inputs, mode: FailureModeResult) -> Table | None:
         for s in sorted(aside, key=lambda s: s.id)[:N_KNOWLEDGE]
     )
     columns = (
-        Column("Sample"),
+        Column("Sample", "text", "w25"),
         Column("Context", "word"),
         Column("Margin, nats", "num"),
-        Column("Response", "text", "w25"),
+        Column("Response", "text", "w20"),
         Column("Why it is not counted", "text", "w35"),
     )
     more = len(aside) - len(rows)

@@ -78,22 +78,23 @@ def scorers(inputs: Inputs) -> Table:
     for v in inputs.results.scorer_validation:
         figures = [text.percent(x) for x in (v.accuracy, v.precision, v.recall, v.trivial_accuracy)]
         if v.not_measured:
-            figures = ["not measured", "–", "–", "–"]
-        what = f"{text.name(v.dataset)}, labels: {text.name(v.label_source)}"
+            figures = ["–", "–", "–", "–"]
+        what = f"{text.clipped(v.dataset, 300)}; labels: {text.clipped(v.label_source, 300)}"
         if v.not_measured:
-            what += f". Not measured: {text.name(v.not_measured)}"
+            what += f". Not measured: {text.clipped(v.not_measured, 300)}"
         rows.append((text.name(v.scorer), what, text.count(v.n), *figures))
     columns = (
         Column("Scorer"),
-        Column("Labelled examples", "text", "w35"),
+        Column("Labelled examples", "text", "w50"),
         Column("n", "num"),
         Column("Accuracy", "num"),
         Column("Precision", "num"),
         Column("Recall", "num"),
-        Column("Trivial accuracy", "num"),
+        Column("Trivial", "num"),
     )
     note = (
-        "Trivial accuracy: always naming the larger class. A scorer that does not beat it measures nothing."
+        "Trivial: the accuracy of always naming the larger class. A scorer that does not beat it measures "
+        "nothing."
     )
     if not rows:
         note = (

@@ -52,14 +52,14 @@ def _gate_row(inputs: Inputs, gate: GateResult) -> SummaryRow:
 
 def _mode_row(inputs: Inputs, mode: FailureModeResult) -> SummaryRow:
     return SummaryRow(
-        gate="–",
+        gate=text.name(mode.id),
         metric="failure rate",
         n=text.count(mode.n),
         estimate=text.percent(mode.rate) if mode.n else "–",
         interval=text.interval(mode.ci_low, mode.ci_high) if mode.n else "–",
         threshold="–",
         seal=judging.NO_GATE,
-        sentence=f"{text.name(mode.id)}: {_mode_words(mode)}.",
+        sentence=f"{_mode_words(mode)}.",
         grade=_grade_words(inputs, mode.id),
     )
 

@@ -38,26 +38,46 @@ PAYLOADS = (
 def infected(results: r.Results, payload: str) -> r.Results:
     """`results` with the payload wherever a model, a suite or a card can put text."""
     samples = tuple(
-        s.model_copy(update={
-            "prompt": payload, "response": payload, "safe": payload, "fail": payload, "reason": payload,
-            "attribution": _infected(s.attribution, payload) if s.attribution else None,
-        })
+        s.model_copy(
+            update={
+                "prompt": payload,
+                "response": payload,
+                "safe": payload,
+                "fail": payload,
+                "reason": payload,
+                "attribution": _infected(s.attribution, payload) if s.attribution else None,
+            }
+        )
         for s in results.samples
-    )  # fmt: skip
+    )
     features = tuple(
-        f.model_copy(update={
-            "promoted_tokens": (payload,), "suppressed_tokens": (payload,), "label": payload, "label_source": payload,
-            "density_source": payload,
-            "top_contexts": (r.FeatureContext(source=payload, tokens=(payload, "b"), activations=(2.0, 1.0)),),
-        })
+        f.model_copy(
+            update={
+                "promoted_tokens": (payload,),
+                "suppressed_tokens": (payload,),
+                "label": payload,
+                "label_source": payload,
+                "density_source": payload,
+                "top_contexts": (
+                    r.FeatureContext(source=payload, tokens=(payload, "b"), activations=(2.0, 1.0)),
+                ),
+            }
+        )
         for f in results.features
-    )  # fmt: skip
+    )
     claims = tuple(c.model_copy(update={"sentence": payload, "evidence": (payload,)}) for c in results.claims)
-    return results.model_copy(update={
-        "samples": samples, "features": features, "claims": claims, "notes": (payload,),
-        "suite": results.suite.model_copy(update={"title": payload}),
-        "model": results.model.model_copy(update={"ref": payload, "source": payload, "licence": payload, "upstream": payload}),
-    })  # fmt: skip
+    return results.model_copy(
+        update={
+            "samples": samples,
+            "features": features,
+            "claims": claims,
+            "notes": (payload,),
+            "suite": results.suite.model_copy(update={"title": payload}),
+            "model": results.model.model_copy(
+                update={"ref": payload, "source": payload, "licence": payload, "upstream": payload}
+            ),
+        }
+    )
 
 
 def _infected(attribution: r.Attribution, payload: str) -> r.Attribution:

@@ -1,3 +1,4 @@
+import itertools
 import xml.etree.ElementTree as ET
 
 from evalkit.report import charts
@@ -27,7 +28,14 @@ def test_every_chart_is_well_formed_and_says_in_words_what_it_shows() -> None:
 def test_hostile_labels_stay_text() -> None:
     evil = "</text><script>alert(1)</script>\"'<image href='file:///etc/passwd'/>"
     root = parsed(charts.effect_bars(evil, [charts.Bar(evil, 0.5, 0.4, 0.1)]))
-    assert {node.tag.removeprefix(SVG) for node in root.iter()} <= {"svg", "title", "text", "line", "rect", "polygon"}
+    assert {node.tag.removeprefix(SVG) for node in root.iter()} <= {
+        "svg",
+        "title",
+        "text",
+        "line",
+        "rect",
+        "polygon",
+    }
     assert root[0].text == evil
 
 
@@ -35,7 +43,9 @@ def test_a_threshold_is_drawn_where_the_axis_puts_it() -> None:
     rows = [charts.Interval("a", 0.5, 0.25, 0.75, 0.5, "5 / 10")]
     root = parsed(charts.forest_plot("rates", rows))
     lines = list(root.iter(f"{SVG}line"))
-    threshold = next(line for line in lines if line.get("stroke-dasharray") and line.get("y1") != line.get("y2"))
+    threshold = next(
+        line for line in lines if line.get("stroke-dasharray") and line.get("y1") != line.get("y2")
+    )
     square = next(iter(root.iter(f"{SVG}polygon")))
     xs = [float(pair.split(",")[0]) for pair in square.attrib["points"].split()]
     assert abs(float(threshold.attrib["x1"]) - (min(xs) + max(xs)) / 2) < 0.11
@@ -45,7 +55,7 @@ def test_labels_at_the_ends_of_curves_do_not_overlap() -> None:
     curves = [charts.Curve(f"c{i}", ((1, 0.5, None, None),), i == 0) for i in range(5)]
     root = parsed(charts.size_curve("curve", curves))
     ys = sorted(float(t.attrib["y"]) for t in root.iter(f"{SVG}text") if (t.text or "").startswith("c"))
-    assert all(b - a >= 13.9 for a, b in zip(ys, ys[1:], strict=False))
+    assert all(b - a >= 13.9 for a, b in itertools.pairwise(ys))
 
 
 def test_charts_of_nothing_and_of_one_point_are_drawn() -> None:

@@ -58,14 +58,31 @@ def test_the_report_never_says_compliant(run: Run) -> None:
 
 def test_a_run_with_nothing_measured_still_renders(run: Run) -> None:
     empty = r.FailureModeResult(
-        id="empty", n=0, n_failed=0, n_unscored=0, n_invalid=0, rate=None, ci_low=None, ci_high=None,
-        ci_method="", by_context=(), circuits=(),
-    )  # fmt: skip
+        id="empty",
+        n=0,
+        n_failed=0,
+        n_unscored=0,
+        n_invalid=0,
+        rate=None,
+        ci_low=None,
+        ci_high=None,
+        ci_method="",
+        by_context=(),
+        circuits=(),
+    )
     bare = r.Results(
-        run=run.results.run.model_copy(update={"finished": None, "complete": False, "plan_sha256": None, "wall_time_s": None}),
-        suite=run.results.suite, model=run.results.model.model_copy(update={"files": (), "architecture": ""}), saes=(),
-        failure_modes=(empty,), samples=(), circuits=(), claims=(), gates=(),
-    )  # fmt: skip
+        run=run.results.run.model_copy(
+            update={"finished": None, "complete": False, "plan_sha256": None, "wall_time_s": None}
+        ),
+        suite=run.results.suite,
+        model=run.results.model.model_copy(update={"files": (), "architecture": ""}),
+        saes=(),
+        failure_modes=(empty,),
+        samples=(),
+        circuits=(),
+        claims=(),
+        gates=(),
+    )
     html = render_html(build_view(bare))
     assert "no sample counts" in html
     assert "NOT STATED" in html
@@ -73,6 +90,7 @@ def test_a_run_with_nothing_measured_still_renders(run: Run) -> None:
 
 
 def test_drawing_a_report_loads_neither_torch_nor_weasyprint() -> None:
-    code = "import sys, evalkit.report; print([m for m in ('torch', 'transformers', 'weasyprint') if m in sys.modules])"
+    heavy = "('torch', 'transformers', 'weasyprint')"
+    code = f"import sys, evalkit.report; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pikepdf
 import pypdf
 import pytest
-from conftest import Run
+import synthetic
 from payloads import PAYLOADS, infected
 
 from evalkit.errors import RunError
@@ -36,16 +36,34 @@ def titles(outline: list[object]) -> list[str]:
 
 def test_the_pdf_holds_every_section_in_its_outline_and_text(reader: pypdf.PdfReader) -> None:
     assert titles(list(reader.outline)) == [
-        "Control page", "1 Summary", "2 Object of the audit", "3 Scope and threat model", "4 Method", "5 Environment",
-        "6 Results", "7 Attribution", "8 Interpretation and limits", "9 Mitigation and monitoring", "A3 How to verify",
-        "A4 Glossary and formulas", "A5 Attachments",
-    ]  # fmt: skip
+        "Control page",
+        "1 Summary",
+        "2 Object of the audit",
+        "3 Scope and threat model",
+        "4 Method",
+        "5 Environment",
+        "6 Results",
+        "7 Attribution",
+        "8 Interpretation and limits",
+        "9 Mitigation and monitoring",
+        "A3 How to verify",
+        "A4 Glossary and formulas",
+        "A5 Attachments",
+    ]
     words = text_of(reader)
     for phrase in (
-        "FAIL", "INCONCLUSIVE", "identity with upstream not verified", "evalkit verify report.pdf",
-        "PROVIDER MUST SUPPLY", "What this audit does not show", "self-attested", "Samples that nobody chose",
-        "does not beat the frozen-random floor", "no label", "Promotes",
-    ):  # fmt: skip
+        "FAIL",
+        "INCONCLUSIVE",
+        "identity with upstream not verified",
+        "evalkit verify report.pdf",
+        "PROVIDER MUST SUPPLY",
+        "What this audit does not show",
+        "self-attested",
+        "Samples that nobody chose",
+        "does not beat the frozen-random floor",
+        "no label",
+        "Promotes",
+    ):
         assert phrase in words, phrase
 
 
@@ -63,7 +81,9 @@ def test_the_table_of_contents_names_true_pages(reader: pypdf.PdfReader) -> None
     assert line.rstrip().endswith(f" {number}")
 
 
-def test_results_json_is_attached_byte_for_byte_and_its_digest_is_on_the_cover(drawn: Path, reader: pypdf.PdfReader) -> None:
+def test_results_json_is_attached_byte_for_byte_and_its_digest_is_on_the_cover(
+    drawn: Path, reader: pypdf.PdfReader
+) -> None:
     raw = (drawn / "results.json").read_bytes()
     assert {name: files[0] for name, files in reader.attachments.items()} == {"results.json": raw}
     assert hashlib.sha256(raw).hexdigest() in reader.pages[0].extract_text().replace("\n", "")
@@ -145,14 +165,17 @@ def leaks(data: bytes) -> list[str]:
     return found
 
 
-def test_no_payload_reads_a_file_or_calls_out_even_unescaped(host: tuple[int, list[str]], tmp_path: Path) -> None:
+def test_no_payload_reads_a_file_or_calls_out_even_unescaped(
+    host: tuple[int, list[str]], tmp_path: Path
+) -> None:
     """The second wall alone: markup that got past the templates meets a fetcher that refuses."""
     port, calls = host
     secret = tmp_path / "secret.svg"
     secret.write_text(f"<svg xmlns='http://www.w3.org/2000/svg'><text y='9'>{SECRET}</text></svg>")
     assert len(PAYLOADS) >= 19
-    for number, payload in enumerate(PAYLOADS):
-        page = f"<html lang='en'><head><title>x</title></head><body><p>x</p>{armed(payload, port, secret)}</body></html>"
+    for number in range(0, len(PAYLOADS), 5):
+        payload = "\n".join(armed(p, port, secret) for p in PAYLOADS[number : number + 5])
+        page = f"<html lang='en'><head><title>x</title></head><body><p>x</p>{payload}</body></html>"
         out = tmp_path / f"{number}.pdf"
         render_pdf(page, out, results_json=b"{}")
         assert leaks(out.read_bytes()) == [], payload
@@ -160,13 +183,14 @@ def test_no_payload_reads_a_file_or_calls_out_even_unescaped(host: tuple[int, li
 
 
 def test_a_report_full_of_payloads_prints_them_and_leaks_nothing(
-    run: Run, host: tuple[int, list[str]], tmp_path: Path
+    host: tuple[int, list[str]], tmp_path: Path
 ) -> None:
     port, calls = host
     secret = tmp_path / "secret.svg"
     secret.write_text(SECRET)
-    payload = "\n".join(armed(p, port, secret) for p in PAYLOADS)[:1000] + "\u202e"
-    html = render_html(build_view(infected(run.results, payload), run.plan, gate=run.gate))
+    results, plan, gate = synthetic.build(n_items=2)
+    payload = "\u202e" + "\n".join(armed(p, port, secret) for p in PAYLOADS)[:700]
+    html = render_html(build_view(infected(results, payload), plan, gate=gate))
     out = tmp_path / "report.pdf"
     render_pdf(html, out, results_json=b"{}")
     assert leaks(out.read_bytes()) == []
@@ -179,7 +203,9 @@ def test_a_report_full_of_payloads_prints_them_and_leaks_nothing(
     assert actions == []
 
 
-def test_a_table_that_trips_the_layout_is_drawn_as_a_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_table_that_trips_the_layout_is_drawn_as_a_list(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     real, sheets = pdf._layout, []
 
     def tripping(module: object, html: str, data: bytes, created: object, extra: str) -> bytes:
@@ -213,4 +239,6 @@ def test_a_missing_pango_says_what_to_install(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_pdf_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"x\.pdf: cannot be written \(No such file"):
-        render_pdf("<html lang='en'><title>t</title><p>x</html>", tmp_path / "none" / "x.pdf", results_json=b"{}")
+        render_pdf(
+            "<html lang='en'><title>t</title><p>x</html>", tmp_path / "none" / "x.pdf", results_json=b"{}"
+        )

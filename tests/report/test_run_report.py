@@ -15,7 +15,9 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named_with_the_place(run: Run, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"schema_version": 2}')
-    with pytest.raises(RunError, match=r"results\.json: schema_version: .*the file is damaged or of another version"):
+    with pytest.raises(
+        RunError, match=r"results\.json: schema_version: .*the file is damaged or of another version"
+    ):
         write_report(tmp_path)
     (tmp_path / "results.json").write_text(json_text(run.results))
     (tmp_path / "plan.json").write_text("{")

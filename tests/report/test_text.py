@@ -56,7 +56,13 @@ def test_no_samples_print_no_rate() -> None:
 
 
 def test_what_was_not_measured_is_said_in_words() -> None:
-    assert text.percent(None) == text.number(None) == text.count(None) == text.interval(None, 0.1) == "not measured"
+    assert (
+        text.percent(None)
+        == text.number(None)
+        == text.count(None)
+        == text.interval(None, 0.1)
+        == "not measured"
+    )
     assert text.stated(None) == text.digest("") == text.short_digest(None) == "NOT STATED"
 
 

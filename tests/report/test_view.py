@@ -19,7 +19,9 @@ def view(run: Run) -> ReportView:
     return build_view(run.results, run.plan, gate=run.gate)
 
 
-def test_the_random_samples_are_the_counted_ones_with_the_smallest_seeded_hash(run: Run, view: ReportView) -> None:
+def test_the_random_samples_are_the_counted_ones_with_the_smallest_seeded_hash(
+    run: Run, view: ReportView
+) -> None:
     counted = [s.id for s in run.results.samples if s.counted]
     ranked = sorted(counted, key=lambda i: hashlib.sha256(f"{run.results.run.seed}:{i}".encode()).hexdigest())
     assert [card.id for card in view.results.random] == ranked[:5]
@@ -30,7 +32,9 @@ def test_another_seed_draws_other_samples(run: Run, view: ReportView) -> None:
     assert {c.id for c in build_view(other).results.random} != {c.id for c in view.results.random}
 
 
-def test_worst_failures_come_by_margin_and_hold_no_sample_that_does_not_count(run: Run, view: ReportView) -> None:
+def test_worst_failures_come_by_margin_and_hold_no_sample_that_does_not_count(
+    run: Run, view: ReportView
+) -> None:
     by_id = {s.id: s for s in run.results.samples}
     for mode in view.results.modes:
         margins = [by_id[card.id].margin_nats or 0.0 for card in mode.worst]
@@ -43,7 +47,9 @@ def test_the_flow_of_samples_adds_up(run: Run, view: ReportView) -> None:
         planned, n_run, *parts, failed = (int(cell) for cell in row[2:])
         assert planned == n_run == sum(parts)
         assert failed <= parts[-1]
-    assert sum(fate(s) == "counted" for s in run.results.samples) == sum(int(row[8]) for row in view.results.flow.rows)
+    assert sum(fate(s) == "counted" for s in run.results.samples) == sum(
+        int(row[8]) for row in view.results.flow.rows
+    )
 
 
 def test_the_cover_says_that_identity_with_upstream_is_not_verified(run: Run, view: ReportView) -> None:
@@ -83,8 +89,18 @@ def test_an_unmet_floor_is_said_in_words(view: ReportView) -> None:
 
 def curve(own: int, floor: int) -> r.FailureModeResult:
     def point(kind: r.ControlKind, k: int) -> r.SizePoint:
-        return r.SizePoint(kind=kind, seed=None, size=4, n=10, n_flipped=k, n_broken=0, rate=k / 10, ci_low=0.0,
-                           ci_high=1.0, collateral_kl=None)  # fmt: skip
+        return r.SizePoint(
+            kind=kind,
+            seed=None,
+            size=4,
+            n=10,
+            n_flipped=k,
+            n_broken=0,
+            rate=k / 10,
+            ci_low=0.0,
+            ci_high=1.0,
+            collateral_kl=None,
+        )
 
     points = (point("none", own), point("residual_coordinate", floor), point("matched_random", 0))
     results, _, _ = synthetic.build(n_items=2)
@@ -105,14 +121,20 @@ def test_unselected_controls_are_never_decisive() -> None:
     from evalkit.report import curves
 
     mode = curve(5, 4)
-    alone = mode.model_copy(update={"size_curve": tuple(p for p in mode.size_curve if p.kind != "residual_coordinate")})
+    alone = mode.model_copy(
+        update={"size_curve": tuple(p for p in mode.size_curve if p.kind != "residual_coordinate")}
+    )
     assert "No floor was put through the same selection" in curves.necessity(alone)[2]
 
 
 def test_failures_without_attribution_are_counted_by_reason(run: Run) -> None:
     bare = r.Attribution(method=None, no_attribution="no_sae")
-    samples = tuple(s.model_copy(update={"attribution": bare}) if s.attribution else s for s in run.results.samples)
-    view = build_view(run.results.model_copy(update={"samples": samples, "saes": (), "features": (), "circuits": ()}))
+    samples = tuple(
+        s.model_copy(update={"attribution": bare}) if s.attribution else s for s in run.results.samples
+    )
+    view = build_view(
+        run.results.model_copy(update={"samples": samples, "saes": (), "features": (), "circuits": ()})
+    )
     mode = next(m for m in view.causes.modes if m.id == "strategic_deception")
     assert mode.coverage is not None
     reasons = dict((row[0], row[1]) for row in mode.coverage.rows)
