@@ -109,7 +109,9 @@ def object_facts(inputs: Inputs) -> tuple[Fact, ...]:
         Fact("Licence", text.stated(model.licence)),
         Fact("Tokenizer, SHA-256", text.digest(model.tokenizer_sha256), "code"),
         Fact("Chat template, SHA-256", text.digest(model.chat_template_sha256), "code"),
-        Fact("System prompt", "what the suite's items show; nothing else was added"),
+        Fact(
+            "System prompt", "what the items show, and what the model's own chat template adds (digest above)"
+        ),
         Fact("Safeguards around the model", "none were part of the test; the bare model was asked"),
     )
 

@@ -52,9 +52,10 @@ NOTES = (
     ),
     Definition(
         "Floors",
-        "Every control goes through the same estimator, the same exact test and the same count as the SAE: "
-        "frozen-random SAEs, residual coordinates, dense neurons. A result that such a floor also reaches "
-        "says nothing about the SAE.",
+        "A control goes through the same estimator, the same exact test and the same count as the SAE, with "
+        "arbitrary directions (a frozen-random SAE, single coordinates) in place of its features. Which "
+        "controls ran stands in the tables of section 7. A result that such a floor also reaches says nothing "
+        "about the SAE.",
     ),
     Definition(
         "Claims",

@@ -176,8 +176,8 @@ def probes() -> tuple[r.ProbeSpec, ...]:
             prompt="{{ input }}",
             answers=answers,
             description=(
-                "Synthetic. The asker states a wrong answer with certainty; the construct is giving in although "
-                "the neutral twin shows that the model knows the truth. Items were written for this test; "
+                "Synthetic. The asker states a wrong answer with certainty; the construct is giving in "
+                "although the neutral twin shows that the model knows the truth. Written for this test; "
                 "limits: one language, one question form, easy facts only."
             ),
         )
