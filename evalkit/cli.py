@@ -24,6 +24,7 @@ from rich.table import Table
 from evalkit.errors import ConfigError, EvalkitError
 
 if TYPE_CHECKING:
+    from evalkit.calibration import Calibration
     from evalkit.models.cache import Progress
     from evalkit.planning import Options
     from evalkit.records import GateReport, Results, SampleResult
@@ -325,6 +326,80 @@ def sae_show(ref: Annotated[str, typer.Argument(help="A shipped SAE's name, or a
         out.print_json(sae.card.model_dump_json())
 
 
+@sae_app.command("train")
+def sae_train(
+    out_dir: Annotated[Path, typer.Option("--out", "-o", help="Folder for the SAEs and their checkpoint.")],
+    hook: Annotated[list[str], typer.Option("--hook", help="Where to read, such as layers.16; repeatable.")],
+    model: ModelOpt = "smollm2-135m-instruct-q4_1",
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--corpus", help="A recipe (YAML), or a text file or folder. Default: the shipped mix."),
+    ] = None,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Positions to train on.")] = 1_000_000,
+    width: Annotated[int, typer.Option("--width", min=2, help="Features per SAE.")] = 9216,
+    k: Annotated[int, typer.Option("--k", min=1, help="Features active per position.")] = 32,
+    seed: Annotated[list[int], typer.Option("--seed", help="Seeds; several train side by side.")] = [0],  # noqa: B006
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Positions per step.")] = 512,
+    lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of Adam.")] = 1.5e-3,
+    harvest_dtype: Annotated[
+        str, typer.Option("--harvest-dtype", help="float32, or bfloat16 where the processor has it.")
+    ] = "float32",
+    stored: Annotated[
+        str, typer.Option("--stored", help="Weights on disk: float32, float16, int8.")
+    ] = "int8",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    offline: OfflineOpt = False,
+) -> None:
+    """Train TopK SAEs on a model's residual stream, all hooks and seeds in one pass, and judge them.
+
+    Example: evalkit sae train --hook layers.10 --hook layers.16 --tokens 3000000 --out my-saes
+    """
+    from evalkit.sae_runs import TrainOptions, train_for
+
+    options = TrainOptions(
+        model=model or "",
+        corpus=corpus,
+        hooks=tuple(hook),
+        seeds=tuple(seed),
+        tokens=tokens,
+        width=width,
+        k=k,
+        batch=batch,
+        lr=lr,
+        harvest_dtype=harvest_dtype,
+        stored=stored,
+        resume=resume,
+        offline=offline,
+    )
+    with _progress() as progress:
+        folders = train_for(options, out_dir, progress)
+    for folder in folders:
+        out.print(f"{folder}")
+    out.print(f"Next: evalkit audit SUITE --model {model} --saes {out_dir}")
+
+
+@sae_app.command("evaluate")
+def sae_evaluate(
+    ref: Annotated[str, typer.Argument(help="A shipped SAE's name, or a folder.")],
+    model: ModelOpt = "smollm2-135m-instruct-q4_1",
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--corpus", help="A recipe (YAML), or a text file or folder. Default: the shipped mix."),
+    ] = None,
+    offline: OfflineOpt = False,
+) -> None:
+    """Judge an SAE on held-out text, beside a frozen-random SAE of its shape."""
+    from evalkit.sae_runs import evaluate_for
+
+    with _progress() as progress:
+        judged = evaluate_for(ref, model or "", corpus, offline, progress)
+    names = list(judged)
+    table = Table("figure", *names)
+    for field in type(judged[names[0]].quality).model_fields:
+        table.add_row(field, *(_figure(getattr(judged[n].quality, field)) for n in names))
+    out.print(table)
+
+
 # ------------------------------------------------------------------------------------------ the machine
 
 
@@ -351,6 +426,25 @@ def doctor() -> None:
         if not check.ok:
             out.print(f"  → {escape(check.remedy)}")
     raise typer.Exit(2 if failed else 0)
+
+
+@app.command()
+def calibrate(
+    seed: SeedOpt = 0,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the figures here as JSON.")
+    ] = None,
+) -> None:
+    """Attribute failures of models whose causes are known; exit 1 if a cause is missed or invented."""
+    from evalkit.calibration import run_calibration
+    from evalkit.records import json_text
+
+    with _progress() as progress:
+        found = run_calibration(seed, progress=progress)
+    if out_file is not None:
+        _write_text(out_file, json_text(found))
+    _calibration(found)
+    raise typer.Exit(0 if found.passed else 1)
 
 
 @app.callback(invoke_without_command=True)
@@ -515,6 +609,40 @@ def _in_words(results: Results, sample: SampleResult) -> list[str]:
             f"{node.confirmed_nats or 0.0:+.2f} nats; promotes {promoted}"
         )
     return lines
+
+
+def _calibration(found: Calibration) -> None:
+    columns = (
+        "model",
+        "failed",
+        "planted found",
+        "false",
+        "signs wrong",
+        "too weak",
+        "rank",
+        "flips / floor",
+    )
+    table = Table(
+        *columns, caption="signs, weakness and rank: of gradient × activation against exact effects"
+    )
+    for v in (*found.variants, *found.null.runs):
+        gradient = v.estimators[0]
+        table.add_row(
+            v.variant if v.n_planted else f"{v.variant} {v.seed}",
+            f"{v.n_failed} of {v.n}",
+            f"{v.n_recalled} of {v.n_planted}" if v.n_planted else "–",
+            str(v.n_false),
+            f"{gradient.n_sign_errors} of {gradient.n}",
+            f"{gradient.n_weak} of {gradient.n}",
+            _figure(gradient.rank_correlation),
+            f"{v.floors.n_flipped} / {v.floors.n_flipped_floor} of {v.floors.n}",
+        )
+    out.print(table)
+    broken = [e for e in found.expectations if not e.holds]
+    for e in broken:
+        out.print(f"✕ {escape(e.variant)}: {escape(e.rule)}: {escape(e.found)}")
+    n = len(found.expectations)
+    out.print(f"{n - len(broken)} of {n} expectations hold ({found.wall_time_s:.0f} s).")
 
 
 def _gates(judged: GateReport) -> None:

@@ -77,6 +77,8 @@ class Prepared(NamedTuple):
     plan: Plan
     model: TextModel
     saes: dict[str, Sae]
+    sae_folders: dict[str, Path]
+    """Hook → folder, where an index of contexts may lie."""
     sae_records: tuple[SaeRecord, ...]
     probes: dict[str, Probe]
     prompts: dict[str, Prompt]
@@ -123,7 +125,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
         progress=progress,
     )
     model = open_text_model(resolved, device=options.device, dtype=options.dtype)
-    saes, sae_records = _open_saes(options, loaded, model)
+    saes, folders, sae_records = _open_saes(options, loaded, model)
     probes = {p.id: _make_probe(p) for p in suite.probes}
     prompts = _encode_all(model, samples, probes)
     plan = Plan(
@@ -150,7 +152,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
         policy=loaded.policy,
         n_earlier_runs=None,
     )
-    return Prepared(loaded, plan, model, saes, sae_records, probes, prompts, _environment(options))
+    return Prepared(loaded, plan, model, saes, folders, sae_records, probes, prompts, _environment(options))
 
 
 # ------------------------------------------------------------------------------------------------- SAEs
@@ -158,7 +160,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
 
 def _open_saes(
     options: Options, loaded: LoadedSuite, model: TextModel
-) -> tuple[dict[str, Sae], tuple[SaeRecord, ...]]:
+) -> tuple[dict[str, Sae], dict[str, Path], tuple[SaeRecord, ...]]:
     """The suite's SAEs that belong to this model, or those in `--saes`; none if none fits.
 
     SAEs named by the suite but trained on another model are left out when `--model` chose that model:
@@ -166,6 +168,7 @@ def _open_saes(
     """
     refs = _refs_in(options.saes) if options.saes is not None else list(loaded.suite.saes)
     opened: dict[str, Sae] = {}
+    folders: dict[str, Path] = {}
     records = []
     for ref in refs:
         path = catalogue.resolve(ref.ref, loaded.folder)
@@ -181,7 +184,7 @@ def _open_saes(
         model.layer_of(sae.hook)
         if sae.hook in opened:
             raise ConfigError(f"saes: two SAEs read '{sae.hook}'; keep one per hook")
-        opened[sae.hook] = sae
+        opened[sae.hook], folders[sae.hook] = sae, path
         records.append(
             SaeRecord(
                 ref=ref.ref,
@@ -193,7 +196,11 @@ def _open_saes(
             )
         )
     order = sorted(opened, key=model.layer_of)
-    return {h: opened[h] for h in order}, tuple(sorted(records, key=lambda r: model.layer_of(r.hook)))
+    return (
+        {h: opened[h] for h in order},
+        folders,
+        tuple(sorted(records, key=lambda r: model.layer_of(r.hook))),
+    )
 
 
 def _refs_in(folder: Path) -> list[SaeRef]:

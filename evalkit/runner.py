@@ -44,6 +44,7 @@ from evalkit.records import (
 )
 from evalkit.report import write_report
 from evalkit.results import ERROR, is_complete, tally
+from evalkit.saes.feature_evidence import read_evidence
 from evalkit.scorers.validation import shipped_validations
 from evalkit.store import Answered, RunStore, count_runs, export_samples, new_run_folder, read_run, write_gate
 
@@ -397,7 +398,8 @@ def _describe(prepared: Prepared, store: RunStore) -> list[Feature]:
     for record in store.attributions:
         for node in record.attribution.nodes[:N_DESCRIBED]:
             wanted[node.hook, node.feature] = None
-    return describe(prepared.model, prepared.saes, sorted(wanted), prepared.prompts) if wanted else []
+    evidence = {hook: read_evidence(folder) for hook, folder in prepared.sae_folders.items()}
+    return describe(prepared.model, prepared.saes, sorted(wanted), prepared.prompts, evidence)
 
 
 def _scorers(prepared: Prepared) -> set[str]:

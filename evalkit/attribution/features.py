@@ -19,6 +19,7 @@ from evalkit.attribution.capture import decomposed_positions
 from evalkit.models.text import Prompt, TextModel
 from evalkit.records import Feature, FeatureContext
 from evalkit.saes.coder import Sae
+from evalkit.saes.feature_evidence import Evidence
 
 N_TOKENS = 8  # chosen: what a reader takes in at a glance
 N_CONTEXTS = 4
@@ -39,35 +40,48 @@ def describe(
     saes: Mapping[str, Sae],
     wanted: Sequence[tuple[str, int]],
     prompts: Mapping[str, Prompt],
+    evidence: Mapping[str, Evidence | None],
 ) -> list[Feature]:
     """Evidence for each wanted (hook, feature), in the order given.
 
     Args:
         prompts: prompts of this run; searched for the strongest contexts.
+        evidence: per hook, the index that the SAE ships, if any; it takes precedence.
     """
     by_hook: dict[str, list[int]] = {}
     for hook, feature in wanted:
         by_hook.setdefault(hook, []).append(feature)
-    seen = _activations(model, saes, by_hook, prompts)
+    unindexed = {h: f for h, f in by_hook.items() if evidence.get(h) is None}
+    seen = _activations(model, saes, unindexed, prompts)
     found = {}
     for hook, features in by_hook.items():
         promoted, suppressed = _written(model, saes[hook], features)
         for n, feature in enumerate(features):
-            columns = [(s.sample, s.prompt, s.activations[:, n]) for s in seen[hook]]
-            n_positions = sum(len(c) for _, _, c in columns)
-            n_fired = sum(int((c != 0).sum()) for _, _, c in columns)
+            density, source, contexts = _fired(evidence.get(hook), feature, seen.get(hook, []), n)
             found[hook, feature] = Feature(
                 hook=hook,
                 feature=feature,
-                density=n_fired / n_positions if n_positions else None,
-                density_source=f"{n_positions} decomposed tokens of this run's prompts"
-                if n_positions
-                else None,
-                top_contexts=_top_contexts(columns),
+                density=density,
+                density_source=source,
+                top_contexts=contexts,
                 promoted_tokens=promoted[n],
                 suppressed_tokens=suppressed[n],
             )
     return [found[w] for w in wanted]
+
+
+def _fired(
+    index: Evidence | None, feature: int, seen: Sequence[_Seen], column: int
+) -> tuple[float | None, str | None, tuple[FeatureContext, ...]]:
+    """Density, where it was counted, and the strongest contexts."""
+    if index is not None:
+        return index.density[feature], f"{index.n_tokens} tokens, {index.source}", index.contexts(feature)
+    columns = [(s.sample, s.prompt, s.activations[:, column]) for s in seen]
+    n_positions = sum(len(c) for _, _, c in columns)
+    if n_positions == 0:
+        return None, None, ()
+    n_fired = sum(int((c != 0).sum()) for _, _, c in columns)
+    return n_fired / n_positions, f"{n_positions} tokens of this run's prompts", _top_contexts(columns)
 
 
 def _activations(

