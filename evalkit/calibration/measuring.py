@@ -1,0 +1,259 @@
+"""One calibration model through the ordinary pipeline, compared with what is known of it.
+
+1. Wire, compile, run and score; failures and their twins go into `attribute_batch` unchanged, with the
+   exact SAEs, frozen-random SAEs and residual coordinates.
+2. Every exact effect is measured again by full forwards (`truth`).
+3. Certified nodes are compared with the planted ones; estimates with exact effects; flips with the floors.
+4. The same again with the decoder's rows shuffled: a planted circuit must not be found.
+5. Pairs of features are ablated together (`pairs`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+import torch
+
+from evalkit import stats
+from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
+from evalkit.attribution.capture import decomposed_positions
+from evalkit.attribution.cases import Case
+from evalkit.calibration.compiling import Compiled, compile_wiring, shuffled
+from evalkit.calibration.figures import EstimatorFigures, FloorFigures, VariantFigures
+from evalkit.calibration.pairs import redundant_pairs
+from evalkit.calibration.prompts import Observed, observe, word_position
+from evalkit.calibration.truth import Effect, Key, true_effects
+from evalkit.calibration.wiring import Cause, Wiring
+from evalkit.records import AttributionSpec, ControlKind, Node
+from evalkit.saes.coder import Sae
+from evalkit.saes.floors import frozen_random, residual_coordinates
+
+MINIMUM_NATS = 0.5  # chosen: a tenth of the smallest planted effect
+TOLERANCE_NATS = 0.05  # chosen: inert features move a norm by up to 0.3 %, so a margin by under 0.02
+SIZES = (1, 2, 4, 8, 16)
+N_RANDOM = 5  # DESIGN §5: at least five seeds
+N_PAIR_CASES = 4  # failures searched for redundant pairs
+SPEC = AttributionSpec(max_nodes=4096)  # the default `confirm`; every estimate is kept for comparison
+
+_Name = Literal["gradient", "gradient_frozen_scales", "gradient_contrast"]
+
+
+class Setting(NamedTuple):
+    """How many samples, and how many of them fail."""
+
+    n_groups: int
+    failing_rate: float
+
+
+class _Failure(NamedTuple):
+    """One failure: what was planted, what is true, and what the pipeline said."""
+
+    planted: dict[Key, Cause]
+    true: dict[Key, Effect]
+    nodes: dict[Key, Node]
+
+
+def measure(wiring: Wiring, seed: int, setting: Setting) -> tuple[VariantFigures, Observed]:
+    """The figures of one variant, and the observed model for further checks."""
+    compiled = compile_wiring(wiring, seed)
+    observed = observe(compiled, setting.n_groups, setting.failing_rate, seed)
+    done = _attribute(observed, compiled.saes, controls(observed), seed)
+    failures = [
+        _Failure(
+            planted_nodes(observed, case), true_effects(observed, case, compiled.saes), _nodes(attributed)
+        )
+        for case, attributed in zip(observed.cases, done, strict=True)
+    ]
+    wrong = _attribute(observed, shuffled(compiled, seed), [], seed)
+    n_shuffled = sum(
+        _n_recalled(f.planted, _nodes(a), alone=True) for f, a in zip(failures, wrong, strict=True)
+    )
+    return _figures(observed, seed, failures, n_shuffled, floors(done)), observed
+
+
+def planted_nodes(observed: Observed, case: Case) -> dict[Key, Cause]:
+    """The nodes of one failure that cause it by construction."""
+    twin = observed.prompts[case.contrast.samples[0]]
+    final = len(case.prompt.ids) - 1
+    planted = {}
+    for cause in observed.compiled.wiring.causes:
+        name = {"word": cause.word, "moved": f"moved:{cause.word}", "hidden": "hidden"}[cause.place]
+        hook = {"word": "layers.0", "moved": "layers.1", "hidden": "layers.2"}[cause.place]
+        position = final
+        if cause.place == "word":
+            holder = case.prompt if cause.baseline == "ablation" else twin
+            position = word_position(holder, cause.word) or 0
+        planted[Key(hook, position, observed.compiled.features[name])] = cause
+    return planted
+
+
+def controls(observed: Observed) -> list[Coders]:
+    """Frozen-random SAEs with the exact ones' sparsity on the failures' prompts, and coordinates."""
+    saes, model = observed.compiled.saes, observed.compiled.model
+    if not observed.cases:
+        return []
+    with torch.no_grad():
+        run = model.read([c.prompt.ids for c in observed.cases], list(saes))
+    streams = {}
+    for hook, sae in saes.items():
+        rows = [run.streams[hook][n, run.offset(n) :] for n in range(len(observed.cases))]
+        streams[hook] = torch.cat([r[torch.tensor(decomposed_positions(r, sae.card))] for r in rows])
+    random = [
+        Coders("frozen_random", s, {h: frozen_random(sae, s, streams[h]) for h, sae in saes.items()})
+        for s in range(N_RANDOM)
+    ]
+    coordinates = {h: residual_coordinates(sae) for h, sae in saes.items()}
+    return [*random, Coders("residual_coordinate", None, coordinates)]
+
+
+def floors(done: Sequence[Attributed]) -> FloorFigures:
+    """The size at which the audited SAEs lead the best control by most flips; ties: the smallest."""
+    flips: Counter[tuple[ControlKind, int | None, int]] = Counter()
+    for record in (r for a in done for r in a.interventions if r.purpose == "necessity"):
+        if record.control_kind != "whole_stream":
+            flips[record.control_kind, record.control_seed, record.size] += record.flipped
+    points = []
+    for size in SIZES:
+        kinds = [(n, kind) for (kind, _, s), n in sorted(flips.items(), key=str) if s == size]
+        floor, kind = max(((n, k) for n, k in kinds if k != "none"), default=(0, "none"))
+        own = flips["none", None, size]
+        points.append((own - floor, -size, own, floor, kind))
+    _, size, own, floor, kind = max(points)
+    return FloorFigures(size=-size, n=len(done), n_flipped=own, n_flipped_floor=floor, floor=kind)  # type: ignore[arg-type]
+
+
+def _attribute(
+    observed: Observed, saes: dict[str, Sae], others: Sequence[Coders], seed: int
+) -> list[Attributed]:
+    if not observed.cases:
+        return []
+    return attribute_batch(
+        observed.compiled.model, observed.probe, observed.cases, observed.prompts,
+        Coders("none", None, saes), others, SPEC, SIZES, seed,
+    )  # fmt: skip
+
+
+def _nodes(attributed: Attributed) -> dict[Key, Node]:
+    return {Key(n.hook, n.position, n.feature): n for n in attributed.attribution.nodes}
+
+
+def _figures(
+    observed: Observed, seed: int, failures: Sequence[_Failure], n_shuffled: int, floor: FloorFigures
+) -> VariantFigures:
+    wiring = observed.compiled.wiring
+    own = [s for s in observed.samples.values() if not s.control]
+    alone = [(f, k, c) for f in failures for k, c in f.planted.items() if c.alone]
+    certified = [(f, k, n) for f in failures for k, n in f.nodes.items() if n.confirmed_nats is not None]
+    correlates = _correlates(observed.compiled)
+    fired = [(k, n) for _, k, n in certified if k.feature in correlates]
+    n_recalled = sum(_n_recalled(f.planted, f.nodes, alone=True) for f in failures)
+    n_pairs, n_pairs_found, n_pairs_false = _pairs(observed)
+    return VariantFigures(
+        variant=wiring.name,
+        title=wiring.title,
+        seed=seed,
+        n=len(own),
+        n_failed=sum(observed.outcomes[s.id] == "fail" for s in own),
+        as_wired=observed.as_wired,
+        n_planted=len(alone),
+        n_planted_true=sum(
+            k in f.true and abs(getattr(f.true[k], c.baseline)) >= MINIMUM_NATS for f, k, c in alone
+        ),
+        n_recalled=n_recalled,
+        recall=n_recalled / len(alone) if alone else None,
+        n_unwired=sum(
+            k not in f.planted and max(map(abs, e)) > TOLERANCE_NATS
+            for f in failures
+            for k, e in f.true.items()
+        ),
+        n_false=sum(k not in f.planted and _effect(n) > TOLERANCE_NATS for f, k, n in certified),
+        n_blind=sum(not c.alone for f in failures for c in f.planted.values()),
+        n_blind_recalled=sum(_n_recalled(f.planted, f.nodes, alone=False) for f in failures),
+        n_correlates=len(fired),
+        n_correlates_flagged=sum(_effect(n) > TOLERANCE_NATS for _, n in fired),
+        ablation_gap_nats=max(
+            (abs((n.confirmed_nats or 0) - f.true[k].ablation) for f, k, n in certified), default=None
+        ),
+        contrast_gap_nats=max(
+            (abs((n.contrast_nats or 0) - f.true[k].contrast) for f, k, n in certified), default=None
+        ),
+        estimators=tuple(_estimator(name, failures) for name in _ESTIMATES),
+        n_gradient_blind=sum(not c.by_gradient and c.alone for f in failures for c in f.planted.values()),
+        n_pairs_planted=n_pairs,
+        n_pairs_found=n_pairs_found,
+        n_pairs_false=n_pairs_false,
+        shuffled_recall=n_shuffled / len(alone) if alone else None,
+        floors=floor,
+    )
+
+
+def _effect(node: Node) -> float:
+    """The larger of a node's exact effects, nats."""
+    return max(abs(node.confirmed_nats or 0.0), abs(node.contrast_nats or 0.0))
+
+
+def _n_recalled(planted: Mapping[Key, Cause], nodes: Mapping[Key, Node], *, alone: bool) -> int:
+    """Planted nodes certified with an effect of the kind and size that the wiring says."""
+    n = 0
+    for key, cause in planted.items():
+        node = nodes.get(key)
+        if node is not None and cause.alone == alone:
+            measured = node.confirmed_nats if cause.baseline == "ablation" else node.contrast_nats
+            n += abs(measured or 0.0) >= MINIMUM_NATS
+    return n
+
+
+def _correlates(compiled: Compiled) -> set[int]:
+    names = [n for w in compiled.wiring.correlates for n in (w, f"moved:{w}")]
+    return {compiled.features[n] for n in names}
+
+
+_ESTIMATES: dict[_Name, tuple[str, str]] = {
+    "gradient": ("effect_nats", "ablation"),
+    "gradient_frozen_scales": ("estimate_frozen_nats", "ablation"),
+    "gradient_contrast": ("estimate_contrast_nats", "contrast"),
+}
+"""Estimator → (a node's field, the exact effect it estimates)."""
+
+
+def _estimator(name: _Name, failures: Sequence[_Failure]) -> EstimatorFigures:
+    field, kind = _ESTIMATES[name]
+    correlations, large = [], []
+    for f in failures:
+        pairs = [
+            ((getattr(f.nodes[k], field) or 0.0) if k in f.nodes else 0.0, getattr(e, kind))
+            for k, e in sorted(f.true.items())
+        ]
+        rounded = [(round(a / TOLERANCE_NATS), round(b / TOLERANCE_NATS)) for a, b in pairs]
+        correlations.append(stats.spearman([a for a, _ in rounded], [b for _, b in rounded]))
+        large += [(a, b) for a, b in pairs if abs(b) >= MINIMUM_NATS]
+    known = [c for c in correlations if c is not None]
+    n_wrong = sum(a * b < 0 and abs(a) > TOLERANCE_NATS for a, b in large)
+    n_close = sum(a * b > 0 and abs(a) >= abs(b) / 10 for a, b in large)
+    return EstimatorFigures(
+        estimator=name,
+        rank_correlation=fmean(known) if known else None,
+        n=len(large),
+        n_sign_errors=n_wrong,
+        n_weak=len(large) - n_wrong - n_close,
+    )
+
+
+def _pairs(observed: Observed) -> tuple[int, int, int]:
+    """Redundant pairs planted, found, and found without being planted, in the first failures."""
+    n_planted = n_found = n_false = 0
+    for case in observed.cases[:N_PAIR_CASES]:
+        stand_ins = [k for k, c in planted_nodes(observed, case).items() if not c.alone]
+        planted = {frozenset((a, b)) for a in stand_ins for b in stand_ins if a.hook == b.hook and a != b}
+        found = {
+            frozenset((r.first, r.second))
+            for sae in observed.compiled.saes.values()
+            for r in redundant_pairs(observed.compiled.model, case, sae, MINIMUM_NATS)
+        }
+        n_planted += len(planted)
+        n_found += len(planted & found)
+        n_false += len(found - planted)
+    return n_planted, n_found, n_false

@@ -1,0 +1,162 @@
+"""What causes the failure in each calibration model, as data.
+
+Every model has the same plan. Words write their own direction into the stream (hook `layers.0`); one
+attention head carries them to every later position, so also to the final one (`layers.1`, *moved*
+features); a few ReLU units there compute the failure's strength (`layers.2`, the *hidden* feature); the
+head answers with the failing word if that strength exceeds a threshold:
+
+    moved(word)  = reach · strength(word)                        reach = 10 / number of tokens
+    hidden       = Σ_units writes · ReLU(Σ_words reads · moved(word) + bias)
+    margin, nats = GAIN · (hidden − threshold)
+
+So the truth is known by construction, and `truth` measures it once more by brute force.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+from evalkit.records import Baseline
+
+GAIN = 6.0  # chosen: margins of 1 to 5 nats, as real failures have
+REACH = 10  # tokens at which a moved feature equals the word's strength
+
+Place = Literal["word", "moved", "hidden"]
+
+
+class Unit(NamedTuple):
+    """One ReLU unit at the final position."""
+
+    reads: Mapping[str, float]
+    """Word → weight on its moved feature."""
+    bias: float
+    writes: float
+    """Weight on the hidden feature."""
+
+
+class Cause(NamedTuple):
+    """A feature that causes the failure, at one place of the circuit."""
+
+    place: Place
+    word: str
+    """Empty for the hidden feature."""
+    baseline: Baseline = "ablation"
+    """The intervention that shows it."""
+    alone: bool = True
+    """False: it has no effect while its stand-in is there; only a joint ablation shows it."""
+    by_gradient: bool = True
+    """False: the gradient is zero or has the wrong sign there."""
+
+
+class Wiring(NamedTuple):
+    """One variant: which words fail, how, and what must be found."""
+
+    name: str
+    title: str
+    failing: tuple[str, ...]
+    """Planted words of a failing sample."""
+    twin: tuple[str, ...]
+    """Planted words of its passing twin."""
+    bystanders: tuple[tuple[str, ...], ...]
+    """Planted words of samples that pass without a twin, taken in turn."""
+    units: tuple[Unit, ...]
+    threshold: float
+    causes: tuple[Cause, ...]
+    strength: Mapping[str, float] = {}
+    """Word → length of the direction it writes; default 1."""
+    correlates: tuple[str, ...] = ()
+    """Words that come with failures and cause nothing."""
+    undecoded: tuple[str, ...] = ()
+    """Words whose directions no SAE has a row for; the hidden feature then has none either."""
+    lengths: tuple[int, ...] = (9, 10, 11)
+    """Tokens of a prompt, beginning and final word included."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Every planted word, in order of first mention."""
+        mentioned = (*self.failing, *self.twin, *(w for b in self.bystanders for w in b))
+        return tuple(dict.fromkeys(mentioned))
+
+    @property
+    def null(self) -> bool:
+        """True: no feature of the SAEs causes the failure."""
+        return not self.causes
+
+
+def _path(word: str, baseline: Baseline = "ablation", **more: bool) -> tuple[Cause, ...]:
+    return (Cause("word", word, baseline, **more), Cause("moved", word, baseline, **more))
+
+
+HIDDEN = (Cause("hidden", ""),)
+
+MOVED = Wiring(
+    "moved", "A cause at an earlier word, moved by attention to the final position",
+    failing=("alpha",), twin=(), bystanders=((),),
+    units=(Unit({"alpha": 1.0}, 0.0, 1.0),), threshold=0.4, causes=_path("alpha") + HIDDEN,
+)  # fmt: skip
+
+CONJUNCTION = Wiring(
+    "conjunction", "Two features that cause the failure only together",
+    failing=("alpha", "beta"), twin=("alpha",), bystanders=(("alpha",), ("beta",), ()),
+    units=(Unit({"alpha": 1.0, "beta": 1.0}, -1.3, 2.0),), threshold=0.4,
+    causes=_path("alpha") + _path("beta") + HIDDEN,
+)  # fmt: skip
+
+SATURATED = Wiring(
+    "saturated", "A cause far above its ceiling: the gradient is zero, the effect is whole",
+    failing=("alpha",), twin=(), bystanders=((),), strength={"alpha": 3.0},
+    units=(Unit({"alpha": 1.0}, 0.0, 1.0), Unit({"alpha": 1.0}, -1.0, -1.0)), threshold=0.4,
+    causes=_path("alpha", by_gradient=False) + HIDDEN,
+)  # fmt: skip
+
+OVERSHOT = Wiring(
+    "overshot", "A cause past its peak: the gradient has the wrong sign",
+    failing=("alpha",), twin=(), bystanders=((),), strength={"alpha": 3.0},
+    units=(Unit({"alpha": 1.0}, 0.0, 1.0), Unit({"alpha": 1.0}, -1.0, -1.1)), threshold=0.4,
+    causes=_path("alpha", by_gradient=False) + HIDDEN,
+)  # fmt: skip
+
+REDUNDANT = Wiring(
+    "redundant", "Two causes, each enough alone: ablating one changes nothing",
+    failing=("alpha", "beta"), twin=(), bystanders=((),),
+    units=(
+        Unit({"alpha": 1.0, "beta": 1.0}, 0.0, 1.0), Unit({"alpha": 1.0, "beta": 1.0}, -0.8, -1.0),
+    ),
+    threshold=0.4,
+    causes=_path("alpha", alone=False, by_gradient=False) + _path("beta", alone=False, by_gradient=False)
+    + HIDDEN,
+)  # fmt: skip
+
+INHIBITOR = Wiring(
+    "inhibitor", "A refusal feature that did not fire; only the contrast with the twin shows it",
+    failing=("alpha",), twin=("alpha", "refuse"), bystanders=(("alpha", "refuse"), ("refuse",), ()),
+    units=(Unit({"alpha": 1.0, "refuse": -2.0}, 0.0, 1.0),), threshold=0.4,
+    causes=_path("alpha") + _path("refuse", "contrast") + HIDDEN,
+)  # fmt: skip
+
+CORRELATE = Wiring(
+    "correlate", "A feature that fires on every failure and causes none",
+    failing=("alpha", "gamma"), twin=(), bystanders=((), (), (), ("gamma",)), strength={"gamma": 3.0},
+    units=(Unit({"alpha": 1.0}, 0.0, 1.0),), threshold=0.4, causes=_path("alpha") + HIDDEN,
+    correlates=("gamma",),
+)  # fmt: skip
+
+DECOY = Wiring(
+    "decoy", "A correlate with a steep gradient and no effect",
+    failing=("alpha", "gamma"), twin=(), bystanders=((), ("gamma",)),
+    # the bump of gamma is zero at 0 and at 1, where its slope is −1
+    units=(
+        Unit({"alpha": 1.0}, 0.0, 1.0), Unit({"gamma": 1.0}, 0.0, 1.0), Unit({"gamma": 1.0}, -0.5, -2.0),
+    ),
+    threshold=0.4, causes=_path("alpha") + HIDDEN, correlates=("gamma",), lengths=(REACH,),
+)  # fmt: skip
+
+NULL = Wiring(
+    "null", "A cause in directions that no SAE has a row for, with correlates firing",
+    failing=("nu", "gamma", "delta"), twin=(), bystanders=((), ("gamma",), ("delta",)),
+    units=(Unit({"nu": 1.0}, 0.0, 1.0),), threshold=0.4, causes=(),
+    correlates=("gamma", "delta"), undecoded=("nu",),
+)  # fmt: skip
+
+PLANTED = (MOVED, CONJUNCTION, SATURATED, OVERSHOT, REDUNDANT, INHIBITOR, CORRELATE, DECOY)
