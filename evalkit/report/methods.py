@@ -54,8 +54,8 @@ NOTES = (
         "Floors",
         "A control goes through the same estimator, the same exact test and the same count as the SAE, with "
         "arbitrary directions (a frozen-random SAE, single coordinates) in place of its features. Which "
-        "controls ran stands in the tables of section 7. A result that such a floor also reaches says nothing "
-        "about the SAE.",
+        "controls ran stands in the tables of section 7. A result that such a floor also reaches says "
+        "nothing about the SAE.",
     ),
     Definition(
         "Claims",
