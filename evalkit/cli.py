@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,9 @@ EXIT_CODES = (
     "Exit codes: 0 pass · 1 the gate failed · 2 usage or configuration · "
     "3 the run is incomplete · 4 inconclusive."
 )
+
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
 
 app = typer.Typer(
     name="evalkit",
@@ -95,10 +99,14 @@ def audit(
     offline: OfflineOpt = False,
 ) -> None:
     """Run suites, attribute every failure, intervene, and write results.json, report.pdf and report.html."""
-    from evalkit import gate, runner
+    from evalkit import gate, planning, runner
 
     codes = []
-    for options in _options(suites, model, saes, out_dir, limit, seed, device, dtype, resume, offline):
+    asked = _options(suites, model, saes, out_dir, limit, seed, device, dtype, resume, offline)
+    for options in asked[1:]:  # a mistake in the last suite is found before the first one runs
+        with _progress() as progress:
+            planning.prepare(options, progress)
+    for options in asked:
         with _progress() as progress:
             done = runner.audit(options, progress)
         _summary(done.results, done.gate, done.folder)
@@ -147,7 +155,7 @@ def report(run_dir: RunArg) -> None:
     """Draw report.html and report.pdf of a finished run, from its records alone."""
     from evalkit.report import write_report
 
-    write_report(run_dir)
+    write_report(_existing(run_dir))
     out.print(f"{run_dir / 'report.html'}\n{run_dir / 'report.pdf'}")
 
 
@@ -162,8 +170,9 @@ def gate_run(
     from evalkit.store import read_results, write_gate
     from evalkit.suites import load_policy
 
-    results = read_results(run_dir)
-    judged = gate.judge(results, load_policy(policy), read_results(baseline) if baseline else None)
+    results = read_results(_existing(run_dir))
+    then = read_results(_existing(baseline)) if baseline else None
+    judged = gate.judge(results, load_policy(policy), then)
     write_gate(run_dir, judged)
     _gates(judged)
     raise typer.Exit(gate.exit_code(judged, results.run.complete))
@@ -467,8 +476,13 @@ def main() -> None:
     except EvalkitError as error:
         err.print(f"[red]error:[/red] {escape(' '.join(str(error).split()))}", soft_wrap=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
         err.print("interrupted; go on with --resume")
+        sys.exit(3)
+    except Exception:  # a bug of evalkit; Python's own exit code would say that the gate failed
+        traceback.print_exc()
         sys.exit(3)
 
 
@@ -502,9 +516,15 @@ def _options(
     ]
 
 
+def _existing(run_dir: Path) -> Path:
+    if not run_dir.is_dir():
+        raise ConfigError(f"{run_dir}: no such run directory; name one that `evalkit audit` made")
+    return run_dir
+
+
 def _worst(codes: list[int]) -> int:
-    """The code that says most: incomplete, failed, inconclusive, passed."""
-    return next((code for code in (3, 1, 4) if code in codes), 0)
+    """The code that says most, in the order of `gate.exit_code`: failed, incomplete, inconclusive, passed."""
+    return next((code for code in (1, 3, 4) if code in codes), 0)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -612,32 +632,28 @@ def _in_words(results: Results, sample: SampleResult) -> list[str]:
 
 
 def _calibration(found: Calibration) -> None:
-    columns = (
-        "model",
-        "failed",
-        "planted found",
-        "false",
-        "signs wrong",
-        "too weak",
-        "rank",
-        "flips / floor",
-    )
-    table = Table(
-        *columns, caption="signs, weakness and rank: of gradient × activation against exact effects"
-    )
+    table = Table("model", "found", "false", "hidden", "pairs", "sign ✕", "weak", "rank", "flips", "floor")
     for v in (*found.variants, *found.null.runs):
         gradient = v.estimators[0]
         table.add_row(
             v.variant if v.n_planted else f"{v.variant} {v.seed}",
-            f"{v.n_failed} of {v.n}",
-            f"{v.n_recalled} of {v.n_planted}" if v.n_planted else "–",
+            f"{v.n_recalled}/{v.n_planted}" if v.n_planted else "–",
             str(v.n_false),
-            f"{gradient.n_sign_errors} of {gradient.n}",
-            f"{gradient.n_weak} of {gradient.n}",
-            _figure(gradient.rank_correlation),
-            f"{v.floors.n_flipped} / {v.floors.n_flipped_floor} of {v.floors.n}",
+            str(v.n_blind),
+            f"{v.n_pairs_found}/{v.n_pairs_planted}" if v.n_pairs_planted else "–",
+            f"{gradient.n_sign_errors}/{gradient.n}",
+            f"{gradient.n_weak}/{gradient.n}",
+            "–" if gradient.rank_correlation is None else f"{gradient.rank_correlation:.2f}",
+            f"{v.floors.n_flipped}/{v.floors.n}",
+            f"{v.floors.n_flipped_floor}/{v.floors.n}",
         )
     out.print(table)
+    out.print(
+        "found: planted nodes certified; false: others certified; hidden: planted nodes that only a joint "
+        "ablation shows; pairs: found by it; sign, weak, rank: the gradient's estimates against exact "
+        "effects; flips: of sample circuits, and of the best control through the same selection.",
+        style="dim",
+    )
     broken = [e for e in found.expectations if not e.holds]
     for e in broken:
         out.print(f"✕ {escape(e.variant)}: {escape(e.rule)}: {escape(e.found)}")
