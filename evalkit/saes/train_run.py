@@ -23,7 +23,9 @@ from evalkit.saes.floors import frozen_random
 from evalkit.saes.harvest import ChunkStreams, ahead, chunk_streams, harvest
 from evalkit.saes.judging import Judged, Limits, evaluate
 from evalkit.saes.loaders.native import StoredDtype, load, save_native, write_card
-from evalkit.saes.training import Progress, SaeSpec, Trained, TrainingConfig, train
+from evalkit.saes.trainer import Trained
+from evalkit.saes.training import Progress, train
+from evalkit.saes.training_config import SaeSpec, TrainingConfig
 
 CHUNKS_PER_BLOCK = 64  # chosen: 16,000 positions mix 64 documents, and four hooks of them fit in 200 MB
 _HELD_OUT_CHUNKS = 600  # chosen: up to 100,000 positions, 230 MB per hook

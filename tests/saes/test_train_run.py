@@ -14,7 +14,7 @@ from evalkit.saes.feature_evidence import read_evidence
 from evalkit.saes.harvest import ChunkStreams
 from evalkit.saes.loaders import load_sae
 from evalkit.saes.train_run import Source, evenly, judge_saes, limits_of, train_saes
-from evalkit.saes.training import SaeSpec, TrainingConfig
+from evalkit.saes.training_config import SaeSpec, TrainingConfig
 from tests.conftest import tiny_tokenizer
 from tests.saes.test_coder import make
 from tests.saes.test_judging import chunks

@@ -9,16 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evalkit.errors import SaeError
-from evalkit.saes.training import (
-    CHECKPOINT,
-    SaeSpec,
-    TopKTrainer,
-    TrainingConfig,
-    learning_rate,
-    row_dots,
-    sparse_sum,
-    train,
-)
+from evalkit.saes.trainer import TopKTrainer, row_dots, sparse_sum
+from evalkit.saes.training import CHECKPOINT, train
+from evalkit.saes.training_config import SaeSpec, TrainingConfig, learning_rate
 
 D, N_FEATURES, K = 24, 60, 4
 
