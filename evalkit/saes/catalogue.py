@@ -35,6 +35,13 @@ def resolve(ref: str, base: Path) -> Path:
     )
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """Name → file of every recipe of training text that is installed with evalkit."""
+    root = Path(str(resources.files("evalkit.saes"))) / "corpora"
+    recipes = sorted(path for path in root.glob("*.yaml") if path.stem != "chat_prompts")
+    return {path.stem: path for path in recipes}
+
+
 def _number(hook: str) -> int:
     last = hook.rpartition(".")[2]
     return int(last) if last.isdigit() else -1

@@ -125,29 +125,7 @@ def write_judged(
     sae = load(folder, None)
     limits = Limits(trained.norm_limit)
     judged = judge(source.module, sae, limits, held_out)
-    sae_quality, floor = judged["sae"], judged["random"]
-    card = SaeCard(
-        model_ref=source.ref,
-        model_sha256=source.sha256,
-        hook=sae.hook,
-        architecture=sae.architecture,
-        d_model=sae.d_model,
-        d_sae=sae.d_sae,
-        k=sae.k,
-        seed=trained.spec.seed,
-        n_tokens_trained=trained.n_tokens,
-        n_tokens_evaluated=sae_quality.n_tokens,
-        corpus=corpus,
-        stored_dtype=stored,
-        quality=sae_quality.quality,
-        random_floor=floor.quality,
-        quality_by_source=sae_quality.by_source,
-        norm_limit=trained.norm_limit,
-        excluded_positions=limits.excluded_positions,
-        training={**training, "n_steps": trained.n_steps},
-        notes=(f"Cross-entropy on {sae_quality.n_tokens_ce} predicted tokens, float32.",),
-    )
-    write_card(card, folder)
+    write_card(_card(source, trained, sae, corpus, training, stored, judged), folder)
     allowed = {record.name for record in corpus if record.licence in _SHIPPABLE}
     shown = [streams for streams in held_out if streams.chunk.source in allowed]
     if shown:
@@ -157,6 +135,39 @@ def write_judged(
             collect_evidence(shown, sae, limits, lambda t: str(tokenizer.decode([t])), text), folder
         )
     return folder
+
+
+def _card(
+    source: Source,
+    trained: Trained,
+    sae: Sae,
+    corpus: tuple[CorpusRecord, ...],
+    training: dict[str, Any],
+    stored: StoredDtype,
+    judged: dict[str, Judged],
+) -> SaeCard:
+    found, floor = judged["sae"], judged["random"]
+    return SaeCard(
+        model_ref=source.ref,
+        model_sha256=source.sha256,
+        hook=sae.hook,
+        architecture=sae.architecture,
+        d_model=sae.d_model,
+        d_sae=sae.d_sae,
+        k=sae.k,
+        seed=trained.spec.seed,
+        n_tokens_trained=trained.n_tokens,
+        n_tokens_evaluated=found.n_tokens,
+        corpus=corpus,
+        stored_dtype=stored,
+        quality=found.quality,
+        random_floor=floor.quality,
+        quality_by_source=found.by_source,
+        norm_limit=trained.norm_limit,
+        excluded_positions=Limits(trained.norm_limit).excluded_positions,
+        training={**training, "n_steps": trained.n_steps},
+        notes=(f"Cross-entropy on {found.n_tokens_ce} predicted tokens, float32.",),
+    )
 
 
 def judge(module: nn.Module, sae: Sae, limits: Limits, held_out: Sequence[ChunkStreams]) -> dict[str, Judged]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from evalkit.errors import SaeError
+from evalkit.saes.catalogue import shipped_recipes
 from evalkit.saes.chat_prompts import chat_prompts
 from evalkit.saes.corpus import (
     CorpusConfig,
@@ -18,8 +19,6 @@ from evalkit.saes.corpus import (
     load_corpus_config,
 )
 from tests.conftest import tiny_tokenizer
-
-SHIPPED = Path("evalkit/saes/corpora")
 
 
 def recipe(*sources: dict[str, Any], **changes: Any) -> CorpusConfig:
@@ -177,10 +176,14 @@ def test_blocks_continue_from_any_number_and_reshuffle_every_pass(base: Path) ->
 
 
 def test_shipped_recipe_is_valid_and_its_chat_file_has_the_recorded_digest() -> None:
-    config = load_corpus_config(SHIPPED / "smollm2-audit-mix.yaml")
+    assert list(shipped_recipes()) == ["smollm2-audit-mix"]
+    config = load_corpus_config(shipped_recipes()["smollm2-audit-mix"])
     chat = next(source for source in config.sources if source.id == "chat")
     assert chat.path is not None
-    assert hashlib.sha256((SHIPPED / chat.path).read_bytes()).hexdigest() == chat.sha256
+    assert (
+        hashlib.sha256((shipped_recipes()["smollm2-audit-mix"].parent / chat.path).read_bytes()).hexdigest()
+        == chat.sha256
+    )
     assert all(source.licence and source.sha256 for source in config.sources)
 
 
