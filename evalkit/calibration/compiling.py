@@ -12,7 +12,8 @@ Method:
    keys are zero: attention is uniform over the past, and the value carries REACH × the word's feature.
 4. Block 2's SwiGLU: up reads the constant and gate is steep, so silu(STEEP · z) / STEEP ≈ ReLU(z).
 5. An SAE has one unit row per direction but the constant (its bias), reads by the same rows, and adds
-   rows that never fire. Its features stand in an order of their own, drawn per seed.
+   rows that never fire. Its features stand in an order of their own, drawn per seed. (Units also compute
+   at earlier positions, where nothing reads them; a negative hidden feature there stays unread.)
 """
 
 from __future__ import annotations
