@@ -20,7 +20,6 @@ from evalkit.attribution.capture import decomposed_positions
 from evalkit.attribution.cases import Case, choose_contrast
 from evalkit.attribution.features import describe
 from evalkit.attribution.modes import ModeInput, measure_mode
-from evalkit.errors import RunError
 from evalkit.models.cache import Progress, Step
 from evalkit.planning import Options, Prepared
 from evalkit.probes.pairs import Pair
@@ -46,7 +45,16 @@ from evalkit.report import write_report
 from evalkit.results import ERROR, is_complete, tally
 from evalkit.saes.feature_evidence import read_evidence
 from evalkit.scorers.validation import shipped_validations
-from evalkit.store import Answered, RunStore, count_runs, export_samples, new_run_folder, read_run, write_gate
+from evalkit.store import (
+    Answered,
+    RunStore,
+    count_runs,
+    export_samples,
+    new_run_folder,
+    read_manifest,
+    read_run,
+    write_gate,
+)
 
 ItemT = TypeVar("ItemT")
 DoneT = TypeVar("DoneT")
@@ -92,10 +100,7 @@ def run(options: Options, progress: Progress) -> tuple[Path, Results]:
 
 def attribute_run(folder: Path, progress: Progress, *, offline: bool = False) -> Results:
     """Go on with a run that `run` began: attribute its failures and count again."""
-    manifest = read_run(folder).manifest
-    if manifest is None:
-        raise RunError(f"{folder}: no manifest.json here; start again with `evalkit run`")
-    options = planning.options_from(manifest.options, folder)._replace(offline=offline)
+    options = planning.options_from(read_manifest(folder).options, folder)._replace(offline=offline)
     prepared = planning.prepare(options, progress)
     with open_store(options, prepared) as store:
         respond(prepared, store, progress)

@@ -67,6 +67,7 @@ __all__ = [
     "digest_record",
     "export_samples",
     "new_run_folder",
+    "read_manifest",
     "read_results",
     "read_run",
     "write_gate",
@@ -290,8 +291,8 @@ class RunStore:
 
     def _drop_unfinished(self) -> None:
         results = self.results
-        if results is not None and results.run.complete:
-            return
+        if results is not None and results.run.heads == self.heads:
+            return  # they count these very lines: nothing is half-made
         self._samples.cut(_n_whole(self.folder / SAMPLES, self.samples, self._members))
         n_finished = self.attributions[-1].n_interventions if self.attributions else 0
         if n_finished > len(self._interventions):
@@ -467,6 +468,22 @@ def _check_agreement(run: StoredRun) -> None:
     for name, head in run.results.run.heads.items():
         if run.heads.get(name) != head:
             raise EvidenceError(f"{run.folder / name}: changed after {RESULTS} was written")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """manifest.json alone, also of a run that was interrupted.
+
+    Raises:
+        ConfigError: there is no run.
+        RunError: the run was interrupted before it had a manifest.
+        EvidenceError: it is damaged.
+    """
+    if not (folder / PLAN).is_file():
+        raise ConfigError(f"{folder}: no {PLAN} here; name a run directory")
+    manifest = _read_record(folder / MANIFEST, Manifest)
+    if manifest is None:
+        raise RunError(f"{folder}: no {MANIFEST} here; start the run again with --resume")
+    return manifest
 
 
 def read_results(folder: Path) -> Results:
