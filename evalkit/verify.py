@@ -1,6 +1,7 @@
 """Does a run stand by its own records? Each level includes those below.
 
-1. Every digest chain is whole and results.json belongs to it.
+1. Every digest chain is whole and results.json belongs to it: run, suite, model and SAEs are those of
+   plan.json and manifest.json.
 2. Every count, interval, circuit and sentence of results.json, computed again from samples.jsonl,
    attributions.jsonl and interventions.jsonl, is what results.json says; and report.pdf carries that
    very results.json.
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evalkit import gate
+from evalkit.digests import digest_list
 from evalkit.errors import ConfigError, EvidenceError
 from evalkit.records import Results
-from evalkit.results import tally
+from evalkit.results import is_complete, tally
 from evalkit.store import StoredRun, read_run
 
 MEANING = {1: "digests", 2: "digests, and every count, interval and circuit computed again"}
@@ -50,13 +52,46 @@ def verify_run(target: Path) -> Verified:
         f"{len(run.samples)} samples, {len(run.attributions)} attributions, "
         f"{len(run.interventions)} interventions: chains whole"
     ]
+    _belongs(run, run.results)
     lines.append(_recount(run, run.results))
     lines.append(_pdf_carries(folder))
     return Verified(2, tuple(lines))
 
 
+def _belongs(run: StoredRun, results: Results) -> None:
+    """results.json names the run, suite, model and SAEs that plan.json and manifest.json name."""
+    plan, manifest, stated = run.plan, run.manifest, results.run
+    if manifest is None:
+        raise EvidenceError(f"{run.folder}: results.json, but no manifest.json that it could rest on")
+    complete = is_complete(run.samples, run.attributions)
+    pairs: list[tuple[str, object, object]] = [
+        ("results.json: run.plan_sha256", stated.plan_sha256, run.plan_sha256),
+        ("results.json: run.heads", stated.heads, run.heads),
+        ("results.json: run.id", stated.id, manifest.run_id),
+        ("results.json: run.started", stated.started, manifest.started),
+        ("results.json: run.command", stated.command, manifest.command),
+        ("results.json: run.seed", stated.seed, plan.seed),
+        ("results.json: run.n_earlier_runs", stated.n_earlier_runs, plan.n_earlier_runs),
+        ("results.json: run.complete", stated.complete, complete),
+        ("results.json: suite.id", results.suite.id, plan.suite.id),
+        ("results.json: suite.version", results.suite.version, plan.suite.version),
+        ("results.json: suite.title", results.suite.title, plan.suite.title),
+        ("results.json: suite.sha256", results.suite.sha256, plan.suite_sha256),
+        ("results.json: model", results.model, manifest.model),
+        ("results.json: saes", results.saes, manifest.saes),
+        ("results.json: environment", results.environment, manifest.environment),
+        ("manifest.json: model.sha256", manifest.model.sha256, plan.model_sha256),
+        ("manifest.json: saes", {s.hook: s.sha256 for s in manifest.saes}, plan.sae_sha256),
+        ("plan.json: suite_sha256", plan.suite_sha256, digest_list(plan.suite_files)),
+    ]
+    for place, found, expected in pairs:
+        if found != expected:
+            raise EvidenceError(f"{run.folder}/{place}: contradicts the other files of the run")
+
+
 def _recount(run: StoredRun, results: Results) -> str:
-    again = tally(run.plan, run.samples, run.attributions, run.interventions)
+    saes = run.manifest.saes if run.manifest is not None else ()
+    again = tally(run.plan, run.samples, run.attributions, run.interventions, saes)
     for name in again._fields:
         if getattr(again, name) != getattr(results, name):
             raise EvidenceError(

