@@ -27,6 +27,7 @@ from evalkit.records import (
     Plan,
     ProbeSpec,
     Proportion,
+    SaeRecord,
     Sample,
     SampleRecord,
     SampleResult,
@@ -59,6 +60,7 @@ def tally(
     samples: Sequence[SampleRecord],
     attributions: Sequence[AttributionRecord],
     interventions: Sequence[InterventionRecord],
+    saes: Sequence[SaeRecord] = (),
 ) -> Tally:
     """Count outcomes, assemble circuits from the ledger, and state what was found."""
     results = _sample_results(plan, samples, {a.sample: a for a in attributions})
@@ -71,13 +73,23 @@ def tally(
         for mode in dict.fromkeys(p.failure_mode for p in plan.suite.probes)
     )
     claims, notes = _claims(modes, results, circuits)
-    return Tally(modes, results, circuits, claims, notes)
+    return Tally(modes, results, circuits, claims, (*notes, *_foreign_saes(plan, saes)))
 
 
 def is_complete(samples: Sequence[SampleRecord], attributions: Sequence[AttributionRecord]) -> bool:
     """Whether nothing went wrong on any sample, neither in its response nor in its attribution."""
     broken = [a for a in attributions if (a.attribution.no_attribution or "").startswith(ERROR)]
     return not broken and all(r.response.error is None for r in samples)
+
+
+def _foreign_saes(plan: Plan, saes: Sequence[SaeRecord]) -> list[str]:
+    """A warning for each SAE whose card names other weights than those audited."""
+    return [
+        f"The SAE at {s.hook} was trained on a model file with digest {s.card.model_sha256[:16]}…, not on "
+        f"the one audited ({plan.model_sha256[:16]}…): its features may not fit."
+        for s in saes
+        if s.card is not None and s.card.model_sha256 not in (None, plan.model_sha256)
+    ]
 
 
 def twins_of(samples: Iterable[Sample]) -> frozenset[str]:
@@ -381,7 +393,7 @@ def _claims(
             notes.append(
                 f"{mode.id}: sample circuits lead their best same-selection floor by at most "
                 f"{own.n_flipped - best.n_flipped} of {own.n} failures (at {own.size} nodes: {own.n_flipped} "
-                f"against {best.n_flipped}, {_control_name(best)}); the nodes were chosen on the same failures."
+                f"against {best.n_flipped}, {_control_name(best)}); nodes were chosen on the same failures."
             )
     shared = [c for c in circuits if c.level == "mode"]
     claims += [_mode_claim(c) for c in shared]
@@ -406,8 +418,8 @@ def _mode_claim(circuit: Circuit) -> Claim:
         sentence = f"No shared circuit of {circuit.failure_mode} was found: {circuit.notes[0]}"
     else:
         sentence = (
-            f"Switching off {len(circuit.nodes)} features shared by failures of {circuit.failure_mode} changed "
-            f"{kept.n_flipped} of {kept.n} held-out failures to passes"
+            f"Switching off {len(circuit.nodes)} features shared by failures of {circuit.failure_mode} "
+            f"changed {kept.n_flipped} of {kept.n} held-out failures to passes"
         )
         for control in circuit.controls:
             name = _CONTROL_NAMES.get(control.kind, control.kind)

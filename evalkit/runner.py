@@ -359,19 +359,21 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
     manifest = store.manifest
     assert manifest is not None
     plan = store.plan
-    tallied = tally(plan, store.samples, store.attributions, store.interventions)
+    tallied = tally(plan, store.samples, store.attributions, store.interventions, manifest.saes)
     before = store.results.run if store.results is not None else None
+    finished = before.finished if before is not None and before.heads == store.heads else None
+    finished = finished or _now()
     progress(Step("describing features", 0, 1))
     results = Results(
         run=RunRecord(
             id=manifest.run_id,
             started=manifest.started,
-            finished=before.finished if before is not None and before.heads == store.heads else _now(),
+            finished=finished,
             complete=is_complete(store.samples, store.attributions),
             seed=plan.seed,
             command=manifest.command,
             plan_sha256=store.plan_sha256,
-            wall_time_s=None,
+            wall_time_s=_seconds_between(manifest.started, finished),
             n_earlier_runs=plan.n_earlier_runs,
             heads=store.heads,
         ),
@@ -419,5 +421,13 @@ def judge(folder: Path, results: Results, prepared: Prepared) -> GateReport:
     return report
 
 
+_MOMENT = "%Y-%m-%dT%H:%M:%SZ"
+
+
 def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime(_MOMENT)
+
+
+def _seconds_between(started: str, finished: str) -> float:
+    """Wall time from the first start to the end, interruptions included."""
+    return (datetime.strptime(finished, _MOMENT) - datetime.strptime(started, _MOMENT)).total_seconds()

@@ -18,7 +18,7 @@ from evalkit.saes.judging import Judged, Limits
 from evalkit.saes.loaders import load_sae
 from evalkit.saes.train_run import Source, evenly, judge, train_saes
 from evalkit.saes.training import Progress as TrainingProgress
-from evalkit.saes.training import SaeSpec, TrainingConfig
+from evalkit.saes.training_config import SaeSpec, TrainingConfig
 
 DEFAULT_CORPUS = Path(__file__).parent / "saes" / "corpora" / "smollm2-audit-mix.yaml"
 N_HELD_OUT = 200  # chosen: some 30,000 positions, judged in a few minutes on two cores

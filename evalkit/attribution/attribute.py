@@ -69,6 +69,8 @@ class Bench(NamedTuple):
     other_prompts: Mapping[str, Prompt]
     decomposed: dict[str, list[list[bool]]]
     """Hook → per case, per position."""
+    other_decomposed: dict[str, list[list[bool]]]
+    """Hook → per row of `other_run`, per position."""
     seed: int
 
     def margin(self, case: int) -> float:
@@ -154,8 +156,13 @@ def make_bench(
         h: [decomposed_positions(row_of(captured.run, h, n), saes[h].card) for n in range(len(cases))]
         for h in hooks
     }
+    other_decomposed = {
+        h: [decomposed_positions(row_of(other_run, h, n), saes[h].card) for n in range(len(needed))]
+        for h in hooks
+        if other_run is not None
+    }
     rows = {i: n for n, i in enumerate(needed)}
-    return Bench(model, probe, cases, captured, rows, other_run, prompts, decomposed, seed)
+    return Bench(model, probe, cases, captured, rows, other_run, prompts, decomposed, other_decomposed, seed)
 
 
 def row_of(run: Run, hook: str, row: int) -> Tensor:
@@ -186,7 +193,8 @@ def _tabulate(bench: Bench, n: int, sae: Sae) -> Table:
 def _side(bench: Bench, n: int, other: str, sae: Sae) -> Side:
     assert bench.other_run is not None
     stream = row_of(bench.other_run, sae.hook, bench.others[other])
-    return Side(stream, contrast_places(bench, n, other), decomposed_positions(stream, sae.card))
+    decomposed = bench.other_decomposed[sae.hook][bench.others[other]]
+    return Side(stream, contrast_places(bench, n, other), decomposed)
 
 
 def contrast_places(bench: Bench, n: int, other: str) -> tuple[int, ...]:
@@ -347,7 +355,7 @@ def _twin_changes(bench: Bench, jobs: Sequence[tuple[int, int, list[Certified]]]
         settings = {
             Setting(c.key[0], places[c.key[1]] + offset, c.key[2], 0.0)
             for c in nodes
-            if places[c.key[1]] >= 0
+            if places[c.key[1]] >= 0 and bench.other_decomposed[c.key[0]][row][places[c.key[1]]]
         }
         if settings:
             changes[i] = Change(row, tuple(sorted(settings)))

@@ -241,7 +241,7 @@ def _zero_twin(bench: Bench, c: int, nodes: Sequence[str]) -> Change | None:
         Setting(hook, p + offset, feature, 0.0)
         for hook, role, feature in map(split_shared, nodes)
         for p, r in enumerate(roles)
-        if r == role and p > 0
+        if r == role and bench.other_decomposed[hook][row][p]
     ]
     return Change(row, tuple(settings))
 
@@ -319,7 +319,7 @@ def _given(bench: Bench, c: int, coders: Coders, nodes: Sequence[str]) -> Change
     for hook, role, feature in map(split_shared, nodes):
         stream = row_of(bench.captured.run, hook, c)
         for p in _positions(bench, c, hook, role):
-            if places[p] >= 0:
+            if places[p] >= 0 and bench.other_decomposed[hook][row][places[p]]:
                 value = float(coders.saes[hook].encode(stream[p].float())[feature])
                 settings.append(Setting(hook, places[p] + offset, feature, value))
     return Change(row, tuple({(s.hook, s.position, s.feature): s for s in settings}.values()))
