@@ -106,7 +106,7 @@ def _sample_results(
     plan: Plan, records: Sequence[SampleRecord], attributions: Mapping[str, AttributionRecord]
 ) -> tuple[SampleResult, ...]:
     probes = {p.id: p for p in plan.suite.probes}
-    outcomes = {r.sample.id: r.score.outcome for r in records}
+    outcomes = {r.sample.id: r.score.outcome for r in records if r.sample.valid}
     twins = twins_of(r.sample for r in records)
     held_out = frozenset(plan.held_out_groups)
     results = []
@@ -155,7 +155,7 @@ def _not_counted(
     if outcome == "unscored":
         return "unscored"
     if outcome == "fail" and _knowledge_required(sample, probe) and not _known(sample, outcomes):
-        return "knowledge: its twin failed or was not scored"
+        return "knowledge: no valid twin passed"
     return None
 
 
@@ -265,7 +265,7 @@ def _given_knowledge(mine: Sequence[SampleResult], context: Context, plan: Plan)
     """The rate among items whose twin passed; None where no item of the mode needs that proof."""
     probes = {p.id: p for p in plan.suite.probes}
     written = {s.id: s for s in plan.samples}
-    outcomes = {r.id: r.outcome for r in mine}
+    outcomes = {r.id: r.outcome for r in mine if r.validity == "valid"}
     needing = [
         r
         for r in mine
