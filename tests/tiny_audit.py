@@ -73,8 +73,8 @@ def command(*arguments: object) -> Done:
 
 
 def random_sae(hook: str, seed: int, width: int = 32) -> Sae:
-    """A random TopK SAE; it knows nothing."""
-    g = torch.Generator().manual_seed(seed)
+    """A random TopK SAE; it knows nothing, and is none of the frozen-random controls."""
+    g = torch.Generator().manual_seed(1000 + seed)
     w = F.normalize(torch.randn(96, width, generator=g), dim=-1)
     b = torch.randn(width, generator=g) * 0.1
     return Sae("topk", hook, w.T.contiguous(), torch.zeros(96), w, b, k=6)
