@@ -639,7 +639,7 @@ def _calibration(found: Calibration) -> None:
             v.variant if v.n_planted else f"{v.variant} {v.seed}",
             f"{v.n_recalled}/{v.n_planted}" if v.n_planted else "–",
             str(v.n_false),
-            str(v.n_blind),
+            str(v.n_blind + v.n_unlisted),
             f"{v.n_pairs_found}/{v.n_pairs_planted}" if v.n_pairs_planted else "–",
             f"{gradient.n_sign_errors}/{gradient.n}",
             f"{gradient.n_weak}/{gradient.n}",
@@ -650,8 +650,9 @@ def _calibration(found: Calibration) -> None:
     out.print(table)
     out.print(
         "found: planted nodes certified; false: others certified; hidden: planted nodes that only a joint "
-        "ablation shows; pairs: found by it; sign, weak, rank: the gradient's estimates against exact "
-        "effects; flips: of sample circuits, and of the best control through the same selection.",
+        "ablation shows or the shortlist cannot reach; pairs: found by joint ablation; sign, weak, rank: "
+        "the gradient's estimates against exact effects; flips: of sample circuits, and of the best control "
+        "through the same selection.",
         style="dim",
     )
     broken = [e for e in found.expectations if not e.holds]

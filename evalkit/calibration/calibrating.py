@@ -146,8 +146,8 @@ def _common(v: VariantFigures) -> list[tuple[str, bool, str]]:
         ("samples pass and fail as wired", v.as_wired, f"{v.n_failed} of {v.n} fail"),
         (
             "exact effects by full forwards are the wired ones",
-            v.n_unwired == 0 and v.n_planted_true == v.n_planted,
-            f"{v.n_planted_true} of {v.n_planted} planted, {v.n_unwired} others",
+            v.n_unwired == 0 and v.n_shown_true == v.n_shown,
+            f"{v.n_shown_true} of {v.n_shown} planted, {v.n_unwired} others",
         ),
         (
             "certified effects equal full forwards",

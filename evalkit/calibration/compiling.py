@@ -9,7 +9,7 @@ Method:
    spread over all, zeroing any one of them would push every direction, and no circuit could beat the
    residual coordinates; on a single one, zeroing that one would switch the model off.
 3. Block 0 does nothing, so that `layers.0` is the stream of the words themselves. In block 1 queries and
-   keys are zero: attention is uniform over the past, and the value carries REACH × the word's feature.
+   keys are zero: attention is uniform over the past, and the value carries reach × the word's feature.
 4. Block 2's SwiGLU: up reads the constant and gate is steep, so silu(STEEP · z) / STEEP ≈ ReLU(z).
 5. An SAE has one unit row per direction but the constant (its bias), reads by the same rows, and adds
    rows that never fire. Its features stand in an order of their own, drawn per seed. (Units also compute
@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from evalkit.calibration.wiring import GAIN, REACH, Wiring
+from evalkit.calibration.wiring import GAIN, Wiring
 from evalkit.digests import digest_bytes
 from evalkit.models.text import TextModel
 from evalkit.records import ModelRecord
@@ -96,6 +96,11 @@ def shuffled(compiled: Compiled, seed: int) -> dict[str, Sae]:
     return {h: _sae(h, s.W_enc.T, s.W_dec[order], s.b_dec) for h, s in compiled.saes.items()}
 
 
+def crowd_of(wiring: Wiring, filler: str) -> float:
+    """What one filler word adds to the failure: from half to one and a half of the average."""
+    return wiring.crowd * (0.5 + FILLERS.index(filler) / (len(FILLERS) - 1))
+
+
 def _sae(hook: str, read: Tensor, write: Tensor, bias: Tensor) -> Sae:
     """An SAE whose feature n reads along `read[n]` and writes along `write[n]`."""
     threshold = torch.tensor(FIRES)
@@ -104,7 +109,7 @@ def _sae(hook: str, read: Tensor, write: Tensor, bias: Tensor) -> Sae:
 
 
 def _directions(wiring: Wiring) -> list[str]:
-    return [*wiring.words, *(f"moved:{w}" for w in wiring.words), "hidden", *FILLERS, ASK]
+    return [*wiring.words, *(f"moved:{w}" for w in wiring.words), "hidden", "crowd", *FILLERS, ASK]
 
 
 def _undecoded(wiring: Wiring) -> set[str]:
@@ -137,8 +142,12 @@ def _llama(wiring: Wiring, axis: dict[str, Tensor], tokenizer: PreTrainedTokeniz
     _embed(module, wiring, axis, tokenizer)
     attention, mlp = module.model.layers[1].self_attn, module.model.layers[2].mlp
     for n, word in enumerate(wiring.words):
-        attention.v_proj.weight[n] = REACH * read * axis[word]
+        attention.v_proj.weight[n] = wiring.reach * read * axis[word]
         attention.o_proj.weight[:, n] = axis[f"moved:{word}"]
+    if wiring.crowd:
+        every = sum(crowd_of(wiring, f) * axis[f] for f in FILLERS)
+        attention.v_proj.weight[_HEAD_DIM - 1] = wiring.reach * read * every
+        attention.o_proj.weight[:, _HEAD_DIM - 1] = axis["crowd"]
     for n, unit in enumerate(wiring.units):
         z = unit.bias * one
         for word, weight in unit.reads.items():
@@ -146,7 +155,7 @@ def _llama(wiring: Wiring, axis: dict[str, Tensor], tokenizer: PreTrainedTokeniz
         mlp.gate_proj.weight[n] = STEEP * read * z
         mlp.up_proj.weight[n] = read * one / STEEP
         mlp.down_proj.weight[:, n] = unit.writes * axis["hidden"]
-    decision = GAIN / 2 * read * (axis["hidden"] - wiring.threshold * one)
+    decision = GAIN / 2 * read * (axis["hidden"] + axis["crowd"] - wiring.threshold * one)
     module.lm_head.weight[tokenizer.convert_tokens_to_ids(FAIL)] = decision
     module.lm_head.weight[tokenizer.convert_tokens_to_ids(SAFE)] = -decision
     return module

@@ -47,20 +47,25 @@ class VariantFigures(Record):
     n_failed: Count
     as_wired: bool
     """Every sample passed or failed as its wiring says."""
-    n_planted: Count
-    """Planted nodes over all failures that one intervention can show."""
-    n_planted_true: Count
+    n_shown: Count
+    """Planted nodes over all failures that an intervention on one node can show."""
+    n_shown_true: Count
     """Of these, nodes whose exact effect by full forwards reaches the minimum."""
+    n_unwired: Count
+    """Nodes that are not wired as causes and have an exact effect by full forwards above the tolerance."""
+    n_planted: Count
+    """Planted nodes that the pipeline must find: those shown, without known blind spots."""
     n_recalled: Count
     """Of these, nodes that the pipeline certified with an effect of at least the minimum."""
     recall: Rate | None
-    n_unwired: Count
-    """Nodes that are not planted and have an exact effect by full forwards above the tolerance."""
     n_false: Count
-    """Nodes that are not planted and were certified with an effect above the tolerance."""
+    """Nodes that are not wired as causes and were certified with an effect above the tolerance."""
     n_blind: Count
-    """Planted nodes that no single intervention can show."""
+    """Planted nodes that no single intervention can show: a stand-in takes over."""
     n_blind_recalled: Count
+    n_unlisted: Count
+    """Planted nodes that the default shortlist is known not to reach."""
+    n_unlisted_recalled: Count
     n_correlates: Count
     """Certified nodes of features that come with failures and cause none."""
     n_correlates_flagged: Count

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Literal, NamedTuple
 
@@ -21,12 +21,12 @@ from evalkit import stats
 from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
 from evalkit.attribution.capture import decomposed_positions
 from evalkit.attribution.cases import Case
-from evalkit.calibration.compiling import Compiled, compile_wiring, shuffled
+from evalkit.calibration.compiling import FILLERS, Compiled, compile_wiring, shuffled
 from evalkit.calibration.figures import EstimatorFigures, FloorFigures, VariantFigures
 from evalkit.calibration.pairs import redundant_pairs
 from evalkit.calibration.prompts import Observed, observe, word_position
 from evalkit.calibration.truth import Effect, Key, true_effects
-from evalkit.calibration.wiring import Cause, Wiring
+from evalkit.calibration.wiring import Cause, Place, Wiring
 from evalkit.records import AttributionSpec, ControlKind, Node
 from evalkit.saes.coder import Sae
 from evalkit.saes.floors import frozen_random, residual_coordinates
@@ -63,13 +63,16 @@ def measure(wiring: Wiring, seed: int, setting: Setting) -> tuple[VariantFigures
     done = _attribute(observed, compiled.saes, controls(observed), seed)
     failures = [
         _Failure(
-            planted_nodes(observed, case), true_effects(observed, case, compiled.saes), _nodes(attributed)
+            planted_nodes(observed, case),
+            true_effects(observed, case, compiled.saes),
+            _nodes(attributed),
         )
         for case, attributed in zip(observed.cases, done, strict=True)
     ]
     wrong = _attribute(observed, shuffled(compiled, seed), [], seed)
-    n_shuffled = sum(
-        _n_recalled(f.planted, _nodes(a), alone=True) for f, a in zip(failures, wrong, strict=True)
+    _, n_shuffled = _n_recalled(
+        [f._replace(nodes=_nodes(a)) for f, a in zip(failures, wrong, strict=True)],
+        lambda c: c.alone and c.listed,
     )
     return _figures(observed, seed, failures, n_shuffled, floors(done)), observed
 
@@ -80,14 +83,28 @@ def planted_nodes(observed: Observed, case: Case) -> dict[Key, Cause]:
     final = len(case.prompt.ids) - 1
     planted = {}
     for cause in observed.compiled.wiring.causes:
-        name = {"word": cause.word, "moved": f"moved:{cause.word}", "hidden": "hidden"}[cause.place]
-        hook = {"word": "layers.0", "moved": "layers.1", "hidden": "layers.2"}[cause.place]
+        hook, name = _PLACES[cause.place]
         position = final
         if cause.place == "word":
             holder = case.prompt if cause.baseline == "ablation" else twin
             position = word_position(holder, cause.word) or 0
-        planted[Key(hook, position, observed.compiled.features[name])] = cause
+        planted[Key(hook, position, observed.compiled.features[name.format(cause.word)])] = cause
     return planted
+
+
+_PLACES: dict[Place, tuple[str, str]] = {
+    "word": ("layers.0", "{}"),
+    "moved": ("layers.1", "moved:{}"),
+    "hidden": ("layers.2", "hidden"),
+    "crowd": ("layers.1", "crowd"),
+    "crowd_kept": ("layers.2", "crowd"),
+}
+"""Place of a cause → its hook and the name of its direction."""
+
+
+def weak_features(compiled: Compiled) -> set[int]:
+    """Words that each add a little to the failure, wherever they stand: true causes, but not planted ones."""
+    return {compiled.features[f] for f in FILLERS} if compiled.wiring.crowd else set()
 
 
 def controls(observed: Observed) -> list[Coders]:
@@ -143,14 +160,17 @@ def _nodes(attributed: Attributed) -> dict[Key, Node]:
 def _figures(
     observed: Observed, seed: int, failures: Sequence[_Failure], n_shuffled: int, floor: FloorFigures
 ) -> VariantFigures:
-    wiring = observed.compiled.wiring
+    wiring, weak = observed.compiled.wiring, weak_features(observed.compiled)
     own = [s for s in observed.samples.values() if not s.control]
-    alone = [(f, k, c) for f in failures for k, c in f.planted.items() if c.alone]
+    planted = [(f, k, c) for f in failures for k, c in f.planted.items()]
+    shown = [(f, k, c) for f, k, c in planted if c.alone]
     certified = [(f, k, n) for f in failures for k, n in f.nodes.items() if n.confirmed_nats is not None]
     correlates = _correlates(observed.compiled)
-    fired = [(k, n) for _, k, n in certified if k.feature in correlates]
-    n_recalled = sum(_n_recalled(f.planted, f.nodes, alone=True) for f in failures)
-    n_pairs, n_pairs_found, n_pairs_false = _pairs(observed)
+    fired = [n for _, k, n in certified if k.feature in correlates]
+    n_planted, n_recalled = _n_recalled(failures, lambda c: c.alone and c.listed)
+    n_blind, n_blind_recalled = _n_recalled(failures, lambda c: not c.alone)
+    n_unlisted, n_unlisted_recalled = _n_recalled(failures, lambda c: not c.listed)
+    pairs = _pairs(observed)
     return VariantFigures(
         variant=wiring.name,
         title=wiring.title,
@@ -158,36 +178,48 @@ def _figures(
         n=len(own),
         n_failed=sum(observed.outcomes[s.id] == "fail" for s in own),
         as_wired=observed.as_wired,
-        n_planted=len(alone),
-        n_planted_true=sum(
-            k in f.true and abs(getattr(f.true[k], c.baseline)) >= MINIMUM_NATS for f, k, c in alone
+        n_shown=len(shown),
+        n_shown_true=sum(
+            k in f.true and abs(getattr(f.true[k], c.baseline)) >= MINIMUM_NATS for f, k, c in shown
         ),
-        n_recalled=n_recalled,
-        recall=n_recalled / len(alone) if alone else None,
         n_unwired=sum(
-            k not in f.planted and max(map(abs, e)) > TOLERANCE_NATS
+            k not in f.planted and k.feature not in weak and e.largest > TOLERANCE_NATS
             for f in failures
             for k, e in f.true.items()
         ),
-        n_false=sum(k not in f.planted and _effect(n) > TOLERANCE_NATS for f, k, n in certified),
-        n_blind=sum(not c.alone for f in failures for c in f.planted.values()),
-        n_blind_recalled=sum(_n_recalled(f.planted, f.nodes, alone=False) for f in failures),
+        n_planted=n_planted,
+        n_recalled=n_recalled,
+        recall=n_recalled / n_planted if n_planted else None,
+        n_false=sum(
+            k not in f.planted and k.feature not in weak and _effect(n) > TOLERANCE_NATS
+            for f, k, n in certified
+        ),
+        n_blind=n_blind,
+        n_blind_recalled=n_blind_recalled,
+        n_unlisted=n_unlisted,
+        n_unlisted_recalled=n_unlisted_recalled,
         n_correlates=len(fired),
-        n_correlates_flagged=sum(_effect(n) > TOLERANCE_NATS for _, n in fired),
-        ablation_gap_nats=max(
-            (abs((n.confirmed_nats or 0) - f.true[k].ablation) for f, k, n in certified), default=None
-        ),
-        contrast_gap_nats=max(
-            (abs((n.contrast_nats or 0) - f.true[k].contrast) for f, k, n in certified), default=None
-        ),
+        n_correlates_flagged=sum(_effect(n) > TOLERANCE_NATS for n in fired),
+        ablation_gap_nats=_gap([(n.confirmed_nats, _true(f, k).ablation) for f, k, n in certified]),
+        contrast_gap_nats=_gap([(n.contrast_nats, _true(f, k).contrast) for f, k, n in certified]),
         estimators=tuple(_estimator(name, failures) for name in _ESTIMATES),
-        n_gradient_blind=sum(not c.by_gradient and c.alone for f in failures for c in f.planted.values()),
-        n_pairs_planted=n_pairs,
-        n_pairs_found=n_pairs_found,
-        n_pairs_false=n_pairs_false,
-        shuffled_recall=n_shuffled / len(alone) if alone else None,
+        n_gradient_blind=sum(not c.by_gradient for _, _, c in shown),
+        n_pairs_planted=pairs.planted,
+        n_pairs_found=pairs.found,
+        n_pairs_false=pairs.false,
+        shuffled_recall=n_shuffled / n_planted if n_planted else None,
         floors=floor,
     )
+
+
+def _true(failure: _Failure, key: Key) -> Effect:
+    """The exact effect; a feature that only another passing sample has does nothing when ablated."""
+    return failure.true.get(key, Effect(0.0, None))
+
+
+def _gap(pairs: Sequence[tuple[float | None, float | None]]) -> float | None:
+    """Largest difference over the pairs of which both sides were measured."""
+    return max((abs(a - b) for a, b in pairs if a is not None and b is not None), default=None)
 
 
 def _effect(node: Node) -> float:
@@ -195,15 +227,19 @@ def _effect(node: Node) -> float:
     return max(abs(node.confirmed_nats or 0.0), abs(node.contrast_nats or 0.0))
 
 
-def _n_recalled(planted: Mapping[Key, Cause], nodes: Mapping[Key, Node], *, alone: bool) -> int:
-    """Planted nodes certified with an effect of the kind and size that the wiring says."""
-    n = 0
-    for key, cause in planted.items():
-        node = nodes.get(key)
-        if node is not None and cause.alone == alone:
-            measured = node.confirmed_nats if cause.baseline == "ablation" else node.contrast_nats
-            n += abs(measured or 0.0) >= MINIMUM_NATS
-    return n
+def _n_recalled(failures: Sequence[_Failure], wanted: Callable[[Cause], bool]) -> tuple[int, int]:
+    """Wanted planted nodes, and those certified with an effect of the kind that the wiring says."""
+    n = n_recalled = 0
+    for key, cause, nodes in ((k, c, f.nodes) for f in failures for k, c in f.planted.items()):
+        if wanted(cause):
+            node = nodes.get(key)
+            measured = getattr(node, _MEASURED[cause.baseline], None)
+            n += 1
+            n_recalled += abs(measured or 0.0) >= MINIMUM_NATS
+    return n, n_recalled
+
+
+_MEASURED = {"ablation": "confirmed_nats", "contrast": "contrast_nats"}
 
 
 def _correlates(compiled: Compiled) -> set[int]:
@@ -226,6 +262,7 @@ def _estimator(name: _Name, failures: Sequence[_Failure]) -> EstimatorFigures:
         pairs = [
             ((getattr(f.nodes[k], field) or 0.0) if k in f.nodes else 0.0, getattr(e, kind))
             for k, e in sorted(f.true.items())
+            if getattr(e, kind) is not None
         ]
         rounded = [(round(a / TOLERANCE_NATS), round(b / TOLERANCE_NATS)) for a, b in pairs]
         correlations.append(stats.spearman([a for a, _ in rounded], [b for _, b in rounded]))
@@ -242,8 +279,15 @@ def _estimator(name: _Name, failures: Sequence[_Failure]) -> EstimatorFigures:
     )
 
 
-def _pairs(observed: Observed) -> tuple[int, int, int]:
-    """Redundant pairs planted, found, and found without being planted, in the first failures."""
+class _PairCount(NamedTuple):
+    """Redundant pairs in the failures that were searched for them."""
+
+    planted: int
+    found: int
+    false: int
+
+
+def _pairs(observed: Observed) -> _PairCount:
     n_planted = n_found = n_false = 0
     for case in observed.cases[:N_PAIR_CASES]:
         stand_ins = [k for k, c in planted_nodes(observed, case).items() if not c.alone]
@@ -256,4 +300,4 @@ def _pairs(observed: Observed) -> tuple[int, int, int]:
         n_planted += len(planted)
         n_found += len(planted & found)
         n_false += len(found - planted)
-    return n_planted, n_found, n_false
+    return _PairCount(n_planted, n_found, n_false)

@@ -82,7 +82,7 @@ def _samples(
         name = f"{wiring.name}-{n}"
         fails = n < n_failing
         own = wiring.failing if fails else wiring.bystanders[n % len(wiring.bystanders)]
-        twin = f"{name}-twin" if fails else None
+        twin = f"{name}-twin" if fails and wiring.paired else None
         samples[name] = _sample(wiring, name, name, _text(fillers, places, own), twin)
         expected[name] = "fail" if fails else "pass"
         if twin is not None:

@@ -31,7 +31,13 @@ class Effect(NamedTuple):
     """What two interventions on one node did, in nats: margin before − margin after."""
 
     ablation: float
-    contrast: float
+    contrast: float | None
+    """None: without a twin the baseline is no single value."""
+
+    @property
+    def largest(self) -> float:
+        """The larger of both, without sign."""
+        return max(abs(self.ablation), abs(self.contrast or 0.0))
 
 
 class Push(NamedTuple):
@@ -42,10 +48,11 @@ class Push(NamedTuple):
 
 
 def true_effects(observed: Observed, case: Case, saes: Mapping[str, Sae]) -> dict[Key, Effect]:
-    """Exact effects of every feature that fires on the failure or in its twin, position 0 left out."""
+    """Exact effects of every feature that fires on the failure or in its twin; position 0 is left out."""
     model = observed.compiled.model
     own = _streams(model, case.prompt.ids, list(saes))
-    twin = _streams(model, observed.prompts[case.contrast.samples[0]].ids, list(saes))
+    paired = case.contrast.kind == "twin"
+    twin = _streams(model, observed.prompts[case.contrast.samples[0]].ids, list(saes)) if paired else own
     effects = {}
     for hook, sae in saes.items():
         value, base = sae.encode(own[hook]), sae.encode(twin[hook])
@@ -55,7 +62,7 @@ def true_effects(observed: Observed, case: Case, saes: Mapping[str, Sae]) -> dic
         after = _margins(model, case, hook, [Push(0, torch.zeros(sae.d_model)), *ablations, *contrasts])
         moved = (after[0] - after[1:]).tolist()
         for n, (p, f) in enumerate(keys):
-            effects[Key(hook, p, f)] = Effect(moved[n], moved[len(keys) + n])
+            effects[Key(hook, p, f)] = Effect(moved[n], moved[len(keys) + n] if paired else None)
     return effects
 
 

@@ -5,9 +5,10 @@ attention head carries them to every later position, so also to the final one (`
 features); a few ReLU units there compute the failure's strength (`layers.2`, the *hidden* feature); the
 head answers with the failing word if that strength exceeds a threshold:
 
-    moved(word)  = reach · strength(word)                        reach = 10 / number of tokens
+    moved(word)  = reach / number of tokens · strength(word)
     hidden       = Σ_units writes · ReLU(Σ_words reads · moved(word) + bias)
-    margin, nats = GAIN · (hidden − threshold)
+    crowd        = reach / number of tokens · Σ_fillers crowd of the filler       (mostly zero)
+    margin, nats = GAIN · (hidden + crowd − threshold)
 
 So the truth is known by construction, and `truth` measures it once more by brute force.
 """
@@ -20,9 +21,8 @@ from typing import Literal, NamedTuple
 from evalkit.records import Baseline
 
 GAIN = 6.0  # chosen: margins of 1 to 5 nats, as real failures have
-REACH = 10  # tokens at which a moved feature equals the word's strength
 
-Place = Literal["word", "moved", "hidden"]
+Place = Literal["word", "moved", "hidden", "crowd", "crowd_kept"]
 
 
 class Unit(NamedTuple):
@@ -47,6 +47,8 @@ class Cause(NamedTuple):
     """False: it has no effect while its stand-in is there; only a joint ablation shows it."""
     by_gradient: bool = True
     """False: the gradient is zero or has the wrong sign there."""
+    listed: bool = True
+    """False: a known blind spot, the default shortlist does not reach it."""
 
 
 class Wiring(NamedTuple):
@@ -71,6 +73,15 @@ class Wiring(NamedTuple):
     """Words whose directions no SAE has a row for; the hidden feature then has none either."""
     lengths: tuple[int, ...] = (9, 10, 11)
     """Tokens of a prompt, beginning and final word included."""
+    crowd: float = 0.0
+    """What one filler word adds to the failure on average; each a little more or less."""
+    paired: bool = True
+    """False: failures have no twin, so that the contrast is taken from other passing samples."""
+
+    @property
+    def reach(self) -> int:
+        """Number of tokens at which a moved feature equals its word's strength."""
+        return self.lengths[len(self.lengths) // 2]
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -149,8 +160,22 @@ DECOY = Wiring(
     units=(
         Unit({"alpha": 1.0}, 0.0, 1.0), Unit({"gamma": 1.0}, 0.0, 1.0), Unit({"gamma": 1.0}, -0.5, -2.0),
     ),
-    threshold=0.4, causes=_path("alpha") + HIDDEN, correlates=("gamma",), lengths=(REACH,),
+    threshold=0.4, causes=_path("alpha") + HIDDEN, correlates=("gamma",), lengths=(10,),
 )  # fmt: skip
+
+CROWD = Wiring(
+    "crowd", "A saturated cause behind more weak causes than the shortlist has room for",
+    failing=("alpha",), twin=(), bystanders=((),), lengths=(29, 30, 31), crowd=0.03,
+    units=(Unit({"alpha": 1.0}, 0.0, 3.0), Unit({"alpha": 1.0}, -0.3, -3.0)), threshold=0.4 + 27 * 0.03,
+    causes=_path("alpha", by_gradient=False) + HIDDEN + (Cause("crowd", ""), Cause("crowd_kept", "")),
+)  # fmt: skip
+
+CROWD_UNPAIRED = CROWD._replace(
+    name="crowd-unpaired",
+    title="The same without passing twins: the saturated cause is out of the shortlist's reach",
+    paired=False,
+    causes=_path("alpha", by_gradient=False, listed=False) + CROWD.causes[2:],
+)
 
 NULL = Wiring(
     "null", "A cause in directions that no SAE has a row for, with correlates firing",
@@ -159,4 +184,15 @@ NULL = Wiring(
     correlates=("gamma", "delta"), undecoded=("nu",),
 )  # fmt: skip
 
-PLANTED = (MOVED, CONJUNCTION, SATURATED, OVERSHOT, REDUNDANT, INHIBITOR, CORRELATE, DECOY)
+PLANTED = (
+    MOVED,
+    CONJUNCTION,
+    SATURATED,
+    OVERSHOT,
+    REDUNDANT,
+    INHIBITOR,
+    CORRELATE,
+    DECOY,
+    CROWD,
+    CROWD_UNPAIRED,
+)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from evalkit import calibration
 from evalkit.attribution import shortlist
 from evalkit.calibration import Calibration, calibrating, measuring, run_calibration
-from evalkit.calibration.compiling import FILLERS, HOOKS, compile_wiring, shuffled
+from evalkit.calibration.compiling import FILLERS, HOOKS, compile_wiring, crowd_of, shuffled
 from evalkit.calibration.measuring import Setting, controls, measure, planted_nodes
 from evalkit.calibration.pairs import redundant_pairs
 from evalkit.calibration.prompts import Observed, observe, word_position
@@ -21,6 +21,8 @@ from evalkit.calibration.truth import true_effects
 from evalkit.calibration.wiring import (
     CONJUNCTION,
     CORRELATE,
+    CROWD,
+    CROWD_UNPAIRED,
     DECOY,
     GAIN,
     INHIBITOR,
@@ -28,7 +30,6 @@ from evalkit.calibration.wiring import (
     NULL,
     OVERSHOT,
     PLANTED,
-    REACH,
     REDUNDANT,
     SATURATED,
     Wiring,
@@ -61,12 +62,12 @@ def test_samples_fail_and_pass_as_wired_and_twins_pass(wiring: Wiring) -> None:
     observed = look(wiring)
     assert observed.as_wired
     assert len(observed.cases) == 4
-    assert {c.contrast.kind for c in observed.cases} == {"twin"}
+    assert {c.contrast.kind for c in observed.cases} == {"twin" if wiring.paired else "unpaired"}
 
 
 @pytest.mark.parametrize("wiring", EVERY, ids=lambda w: w.name)
 def test_the_margin_is_what_the_formula_of_the_wiring_gives(wiring: Wiring) -> None:
-    """margin = GAIN · (Σ writes · ReLU(Σ reads · reach · strength + bias) − threshold), by hand."""
+    """margin = GAIN · (Σ writes · ReLU(Σ reads · moved + bias) + crowd − threshold), by hand."""
     observed = look(wiring)
     samples = list(observed.samples.values())
     responses = observed.probe.respond(observed.compiled.model, samples, list(observed.prompts.values()), 0)
@@ -77,8 +78,10 @@ def test_the_margin_is_what_the_formula_of_the_wiring_gives(wiring: Wiring) -> N
             z = unit.bias
             for word, weight in unit.reads.items():
                 here = prompt.tokens.count(word)
-                z += weight * here * wiring.strength.get(word, 1.0) * REACH / len(prompt.ids)
+                z += weight * here * wiring.strength.get(word, 1.0) * wiring.reach / len(prompt.ids)
             hidden += unit.writes * max(z, 0.0)
+        for token in prompt.tokens:
+            hidden += crowd_of(wiring, token) * wiring.reach / len(prompt.ids) if token in FILLERS else 0.0
         margin = (response.log_p_fail or 0.0) - (response.log_p_safe or 0.0)
         assert margin == pytest.approx(GAIN * (hidden - wiring.threshold), abs=0.05)
 
@@ -111,7 +114,7 @@ def test_the_null_fails_at_the_same_rate_through_no_feature_while_correlates_fir
     for case in observed.cases:
         effects = true_effects(observed, case, compiled.saes)
         fired |= {k.feature for k in effects}
-        assert max(abs(v) for e in effects.values() for v in e) < measuring.TOLERANCE_NATS
+        assert max(e.largest for e in effects.values()) < measuring.TOLERANCE_NATS
     assert {compiled.features["gamma"], compiled.features["moved:delta"]} <= fired
 
 
@@ -123,8 +126,9 @@ def test_full_forwards_show_the_planted_nodes_and_no_others(wiring: Wiring) -> N
     observed = look(wiring)
     for case in observed.cases:
         effects = true_effects(observed, case, observed.compiled.saes)
-        large = {k for k, e in effects.items() if max(map(abs, e)) > measuring.TOLERANCE_NATS}
-        assert large == set(planted_nodes(observed, case))
+        large = {k for k, e in effects.items() if e.largest > measuring.TOLERANCE_NATS}
+        weak = measuring.weak_features(observed.compiled)
+        assert {k for k in large if k.feature not in weak} == set(planted_nodes(observed, case))
 
 
 def test_each_of_a_redundant_pair_does_nothing_and_both_together_decide() -> None:
@@ -132,7 +136,7 @@ def test_each_of_a_redundant_pair_does_nothing_and_both_together_decide() -> Non
     for case in observed.cases:
         effects = true_effects(observed, case, observed.compiled.saes)
         hidden = {k for k, c in planted_nodes(observed, case).items() if c.alone}
-        assert {k for k, e in effects.items() if max(map(abs, e)) > measuring.TOLERANCE_NATS} == hidden
+        assert {k for k, e in effects.items() if e.largest > measuring.TOLERANCE_NATS} == hidden
         for hook in HOOKS[:2]:
             [pair] = redundant_pairs(observed.compiled.model, case, observed.compiled.saes[hook], 0.5)
             assert {pair.first, pair.second} == {
@@ -158,7 +162,7 @@ def test_the_absent_refusal_has_no_ablation_effect_and_a_contrast_effect() -> No
             if k in planted_nodes(observed, case) and k.feature == observed.compiled.features[n]
         ]  # fmt: skip
         assert len(refusal) == 2
-        assert all(abs(e.ablation) < measuring.TOLERANCE_NATS and e.contrast > 4 for e in refusal)
+        assert all(abs(e.ablation) < measuring.TOLERANCE_NATS and (e.contrast or 0) > 4 for e in refusal)
 
 
 # ------------------------------------------------------------------------------------ the pipeline
@@ -172,9 +176,8 @@ def test_every_expectation_holds(small: Calibration) -> None:
 def test_planted_circuits_are_found_whole_and_nothing_else_is_blamed(small: Calibration) -> None:
     for v in small.variants:
         assert (v.recall, v.n_false, v.n_correlates_flagged) == (1.0, 0, 0)
-        assert v.n_planted == v.n_failed * sum(
-            c.alone for w in PLANTED if w.name == v.variant for c in w.causes
-        )
+        causes = next(w.causes for w in PLANTED if w.name == v.variant)
+        assert v.n_planted == v.n_failed * sum(c.alone and c.listed for c in causes)
 
 
 def test_gradients_alone_would_have_got_it_wrong(small: Calibration) -> None:
@@ -186,6 +189,14 @@ def test_gradients_alone_would_have_got_it_wrong(small: Calibration) -> None:
     moved = of(small, MOVED).estimators[0]
     assert (moved.n_weak, moved.n_sign_errors) == (0, 0)
     assert moved.rank_correlation is not None and moved.rank_correlation > 0.99
+
+
+def test_a_saturated_cause_in_a_crowd_is_found_by_its_twin_and_missed_without(small: Calibration) -> None:
+    """The known blind spot: no gradient, no twin, and more weak causes than the shortlist holds."""
+    paired, unpaired = of(small, CROWD), of(small, CROWD_UNPAIRED)
+    assert (paired.n_recalled, paired.n_unlisted) == (5 * paired.n_failed, 0)
+    assert (unpaired.n_unlisted_recalled, unpaired.n_unlisted) == (0, 2 * unpaired.n_failed)
+    assert unpaired.n_shown_true == 5 * unpaired.n_failed
 
 
 def test_a_decoy_has_a_steep_gradient_and_is_cleared(small: Calibration) -> None:
