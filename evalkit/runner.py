@@ -1,43 +1,31 @@
 """The main path: load → respond → score → attribute → intervene → store.
 
-`audit` is the whole of it. Everything before the first forward is in `planning.prepare`; what a failure
-goes through is in `attribution.attribute_batch`; what the records add up to is in `results.tally`.
+`audit` is the whole of it. Everything before the first forward is in `planning.prepare`; how failures are
+attributed, in `failures.py` and `attribution/`; what the records add up to, in `results.tally`.
 An interrupted run goes on where its last whole batch ended, and ends with the same records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple, TypeVar
-
-import torch
+from typing import NamedTuple
 
 from evalkit import gate, planning
-from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
-from evalkit.attribution.capture import decomposed_positions
-from evalkit.attribution.cases import Case, choose_contrast
 from evalkit.attribution.features import describe
-from evalkit.attribution.modes import ModeInput, measure_mode
+from evalkit.failures import attribute, one_by_one_on_error, probe_modes
 from evalkit.models.cache import Progress, Step
 from evalkit.planning import Options, Prepared
-from evalkit.probes.pairs import Pair
 from evalkit.records import (
-    Attribution,
     Batch,
     Feature,
     GateReport,
-    InterventionRecord,
     Manifest,
-    Outcome,
-    ProbeSpec,
     Response,
     Results,
     RunRecord,
     Sample,
-    SampleRecord,
-    SampleResult,
     Score,
     SuiteRecord,
 )
@@ -56,12 +44,8 @@ from evalkit.store import (
     write_gate,
 )
 
-ItemT = TypeVar("ItemT")
-DoneT = TypeVar("DoneT")
-
 RUNS = Path("runs")
 """Where runs go without `--out`."""
-FAILURES_PER_BATCH = 8  # chosen: the cache of 8 prompts and their interventions stays under 1 GB
 N_DESCRIBED = 6  # chosen: features described per failure; more do not fit a page
 
 
@@ -169,186 +153,7 @@ def run_batch(prepared: Prepared, batch: Batch) -> list[Answered]:
         )
         return Answered(sample, failed, Score(outcome="unscored", reason=ERROR + error))
 
-    return _each([by_id[i] for i in batch.samples], answer, record)
-
-
-def _each(
-    items: Sequence[ItemT],
-    work: Callable[[Sequence[ItemT]], list[DoneT]],
-    record: Callable[[ItemT, str], DoneT],
-) -> list[DoneT]:
-    """`work` on all items at once, else on each alone; what then goes wrong is recorded with its error."""
-    try:
-        return work(items)
-    except Exception as error:
-        if len(items) > 1:
-            return [done for item in items for done in _each([item], work, record)]
-        return [record(items[0], f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")]
-
-
-# ------------------------------------------------------------------------------ attribute and intervene
-
-
-def attribute(prepared: Prepared, store: RunStore, progress: Progress) -> None:
-    """Attribute every failure of the suite, or record why it has no attribution."""
-    done = {a.sample for a in store.attributions}
-    records = {r.sample.id: r for r in store.samples}
-    failures = [
-        r for r in store.samples if r.score.outcome == "fail" and r.sample.valid and not r.sample.control
-    ]
-    cases, without = _cases(prepared, store, failures, records)
-    for sample, reason in without.items():
-        if sample not in done:
-            store.append_attribution(sample, Attribution(method=None, no_attribution=reason))
-    controls = _controls(prepared, cases) if cases and {c.sample.id for c in cases} - done else []
-    batches = list(_attribution_batches(cases))
-    for n, batch in enumerate(batches):
-        progress(Step("attributing failures", n, len(batches)))
-        if {c.sample.id for c in batch} <= done:
-            continue
-        for attributed in _attribute(prepared, batch, controls):
-            if attributed.sample not in done:
-                store.append_attribution(
-                    attributed.sample,
-                    attributed.attribution,
-                    attributed.interventions,
-                    margin_nats=attributed.margin_nats,
-                )
-    progress(Step("attributing failures", len(batches), len(batches)))
-
-
-def probe_modes(prepared: Prepared, store: RunStore, progress: Progress) -> None:
-    """Choose each failure mode's shared circuit on the discovery half and test it on the held-out half.
-
-    An interrupted run makes all of these measurements again.
-    """
-    if not prepared.saes or any(r.circuit is not None for r in store.interventions):
-        return
-    records = {r.sample.id: r for r in store.samples}
-    attributed = {a.sample for a in store.attributions if a.attribution.method is not None}
-    counted = tally(store.plan, store.samples, (), ()).samples
-    failures = [records[s.id] for s in counted if _is_failure(s) and s.id in attributed]
-    cases, _ = _cases(prepared, store, failures, records)
-    modes = [m for m in (_mode_input(prepared, store, p, cases) for p in prepared.plan.suite.probes) if m]
-    controls = _controls(prepared, cases) if modes else []
-    ledger: list[InterventionRecord] = []
-    for n, mode in enumerate(modes):
-        progress(Step("testing mode circuits", n, len(modes)))
-        ledger += measure_mode(
-            prepared.model,
-            mode,
-            prepared.prompts,
-            Coders("none", None, prepared.saes),
-            controls,
-            prepared.plan.suite.attribution,
-            prepared.plan.seed,
-        )
-    store.append_interventions(ledger)
-    progress(Step("testing mode circuits", len(modes), len(modes)))
-
-
-def _is_failure(sample: SampleResult) -> bool:
-    return sample.counted and sample.outcome == "fail"
-
-
-def _mode_input(
-    prepared: Prepared, store: RunStore, spec: ProbeSpec, cases: Sequence[Case]
-) -> ModeInput | None:
-    """A probe's counted failures in the first context, split by the plan; None if a half is empty."""
-    plan = store.plan
-    mine = [c for c in cases if c.sample.probe == spec.id and c.sample.context == plan.suite.contexts[0]]
-    held_out = frozenset(plan.held_out_groups)
-    discovery = [c for c in mine if c.sample.group not in held_out]
-    rest = [c for c in mine if c.sample.group in held_out]
-    if not discovery or not rest:
-        return None
-    choice = spec.kind == "choice"
-    return ModeInput(
-        name=f"{spec.failure_mode}:{spec.id}:mode",
-        probe=prepared.probes[spec.id],
-        discovery=discovery,
-        held_out=rest,
-        n_matched=int(plan.grid["matched_sets"][0 if choice else 1]),
-        sizes=[int(s) for s in plan.grid["sizes" if choice else "sizes_generate"]],
-    )
-
-
-def _cases(
-    prepared: Prepared,
-    store: RunStore,
-    failures: Sequence[SampleRecord],
-    records: Mapping[str, SampleRecord],
-) -> tuple[list[Case], dict[str, str]]:
-    """Failures ready to attribute, and the reason for each of the others."""
-    outcomes: dict[str, Outcome] = {i: r.score.outcome for i, r in records.items()}
-    held_out = frozenset(store.plan.held_out_groups)
-    cases, without = [], {}
-    for record in failures:
-        sample = record.sample
-        contrast = choose_contrast(sample, prepared.samples, outcomes, held_out, store.plan.seed)
-        pair = _pair(prepared, record, records.get(contrast.samples[0]) if contrast.kind == "twin" else None)
-        if not prepared.saes:
-            without[sample.id] = "no_sae"
-        elif pair is None:
-            without[sample.id] = "no_reference: neither a passing twin nor a reference gives a margin"
-        else:
-            cases.append(Case(sample, prepared.prompts[sample.id], pair, contrast))
-    return cases, without
-
-
-def _pair(prepared: Prepared, record: SampleRecord, twin: SampleRecord | None) -> Pair | None:
-    probe = prepared.probes[record.sample.probe]
-    pair: Pair | None = probe.pair(
-        prepared.model, record.sample, record.response, twin.response if twin else None
-    )
-    return pair
-
-
-def _attribution_batches(cases: Sequence[Case]) -> Iterator[list[Case]]:
-    """Failures of one probe, sorted by length; the same batches however often a run was interrupted."""
-    for probe in dict.fromkeys(c.sample.probe for c in cases):
-        mine = sorted(
-            (c for c in cases if c.sample.probe == probe), key=lambda c: (len(c.prompt.ids), c.sample.id)
-        )
-        for start in range(0, len(mine), FAILURES_PER_BATCH):
-            yield mine[start : start + FAILURES_PER_BATCH]
-
-
-def _attribute(prepared: Prepared, batch: Sequence[Case], controls: Sequence[Coders]) -> list[Attributed]:
-    spec = next(p for p in prepared.plan.suite.probes if p.id == batch[0].sample.probe)
-    grid = prepared.plan.grid["sizes" if spec.kind == "choice" else "sizes_generate"]
-
-    def measure(cases: Sequence[Case]) -> list[Attributed]:
-        return attribute_batch(
-            prepared.model,
-            prepared.probes[spec.id],
-            cases,
-            prepared.prompts,
-            Coders("none", None, prepared.saes),
-            controls,
-            prepared.plan.suite.attribution,
-            [int(s) for s in grid],
-            prepared.plan.seed,
-        )
-
-    def record(case: Case, error: str) -> Attributed:
-        return Attributed(case.sample.id, None, Attribution(method=None, no_attribution=ERROR + error), [])
-
-    return _each(batch, measure, record)
-
-
-def _controls(prepared: Prepared, cases: Sequence[Case]) -> list[Coders]:
-    """Control SAEs, given the audited SAEs' sparsity on the first batch of failures' own prompts."""
-    prompts = [c.prompt.ids for c in list(cases)[: 2 * FAILURES_PER_BATCH]]
-    with torch.no_grad():
-        run = prepared.model.read(prompts, list(prepared.saes))
-
-    def streams(hook: str) -> torch.Tensor:
-        rows = [run.streams[hook][n, run.offset(n) :] for n in range(len(prompts))]
-        kept = [r[torch.tensor(decomposed_positions(r, prepared.saes[hook].card))] for r in rows]
-        return torch.cat(kept).float()
-
-    return planning.control_coders(prepared.saes, prepared.plan, streams)
+    return one_by_one_on_error([by_id[i] for i in batch.samples], answer, record)
 
 
 # -------------------------------------------------------------------------------------------- conclude

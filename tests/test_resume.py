@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tiny_audit import CLAIMS, SMALL, Material, command, lines_of, material, results_of, write_suite
 
-from evalkit import chain, planning, runner, store
+from evalkit import chain, failures, planning, runner, store
 
 CHAINS = ("samples.jsonl", "attributions.jsonl", "interventions.jsonl")
 SEED = 1
@@ -39,7 +39,7 @@ def suite(made: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "BATCH_SIZE", 2)
-    monkeypatch.setattr(runner, "FAILURES_PER_BATCH", 2)
+    monkeypatch.setattr(failures, "FAILURES_PER_BATCH", 2)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def whole(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "BATCH_SIZE", 2)
-        patch.setattr(runner, "FAILURES_PER_BATCH", 2)
+        patch.setattr(failures, "FAILURES_PER_BATCH", 2)
         patch.setattr(runner, "write_report", lambda _folder: None)
         done = command("audit", suite, "--out", folder, "--seed", SEED)
     assert done.code == 0, done.err
@@ -122,9 +122,9 @@ def test_a_run_killed_again_and_again_ends_as_if_it_never_was(
 DRIVER = textwrap.dedent(
     """
     import os, signal, sys
-    from evalkit import cli, planning, runner, store
+    from evalkit import cli, failures, planning, runner, store
 
-    planning.BATCH_SIZE = runner.FAILURES_PER_BATCH = 2
+    planning.BATCH_SIZE = failures.FAILURES_PER_BATCH = 2
     name, left = sys.argv.pop(1), [int(sys.argv.pop(1))]
     step = getattr(store.RunStore, name)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny_audit import SMALL, Material, command, finished, lines_of, material, results_of, rich, write_suite
 
-from evalkit import planning, runner
+from evalkit import failures, planning, runner
 from evalkit.attribution.attribute import attribute_batch
 from evalkit.probes.choice import ChoiceProbe
 from evalkit.records import Sample
@@ -345,7 +345,7 @@ def test_a_failure_that_cannot_be_attributed_is_recorded_and_the_others_are_kept
         assert not any(c.sample.id == "paris-2" for c in cases), "parts miss\nthe whole"
         return attribute_batch(model, probe, cases, *rest)
 
-    monkeypatch.setattr(runner, "attribute_batch", breaking)
+    monkeypatch.setattr(failures, "attribute_batch", breaking)
     found = small_audit(made, tmp_path, 3)
     samples = by_id(found["samples"])
     attribution = samples["paris-2"]["attribution"]
