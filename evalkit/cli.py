@@ -2,6 +2,8 @@
 
 Exit codes: 0 pass · 1 the gate failed · 2 usage or configuration · 3 the run is incomplete or cannot be
 written · 4 inconclusive. Machine outputs are written before the exit code is decided.
+
+Longer than 500 lines because every option of every verb carries its help here; the work is elsewhere.
 """
 
 from __future__ import annotations
@@ -18,17 +20,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from evalkit import tables
 from evalkit.errors import ConfigError, EvalkitError
 
 if TYPE_CHECKING:
-    from evalkit.calibration import Calibration
-    from evalkit.models.cache import Progress
+    from evalkit.models.cache import Progress, Step
     from evalkit.planning import Options
-    from evalkit.records import GateReport, Results, SampleResult
+    from evalkit.records import GateReport, Results
 
 EXIT_CODES = (
     "Exit codes: 0 pass · 1 the gate failed · 2 usage or configuration · "
@@ -133,7 +135,7 @@ def run(
     [options] = _options([suite], model, saes, out_dir, limit, seed, device, dtype, resume, offline)
     with _progress() as progress:
         folder, results = runner.run(options, progress)
-    _rates(results)
+    out.print(tables.rates(results))
     out.print(f"Run: {folder}\nNext: evalkit attribute {folder}")
     raise typer.Exit(0 if results.run.complete else 3)
 
@@ -145,7 +147,7 @@ def attribute(run_dir: RunArg, offline: OfflineOpt = False) -> None:
 
     with _progress() as progress:
         results = runner.attribute_run(run_dir, progress, offline=offline)
-    _worst_failures(results)
+    _print_worst(results)
     out.print(f"Next: evalkit report {run_dir}")
     raise typer.Exit(0 if results.run.complete else 3)
 
@@ -174,7 +176,7 @@ def gate_run(
     then = read_results(_existing(baseline)) if baseline else None
     judged = gate.judge(results, load_policy(policy), then)
     write_gate(run_dir, judged)
-    _gates(judged)
+    _print_gates(judged)
     raise typer.Exit(gate.exit_code(judged, results.run.complete))
 
 
@@ -314,10 +316,10 @@ def sae_list() -> None:
             name,
             sae.architecture,
             str(sae.d_sae),
-            _figure(card.n_tokens_trained if card else None),
-            _figure(quality.explained_variance if quality else None),
-            _figure(floor.explained_variance if floor else None),
-            _figure(quality.ce_recovered_mean if quality else None),
+            tables.figure(card.n_tokens_trained if card else None),
+            tables.figure(quality.explained_variance if quality else None),
+            tables.figure(floor.explained_variance if floor else None),
+            tables.figure(quality.ce_recovered_mean if quality else None),
         )
     out.print(table)
 
@@ -405,7 +407,7 @@ def sae_evaluate(
     names = list(judged)
     table = Table("figure", *names)
     for field in type(judged[names[0]].quality).model_fields:
-        table.add_row(field, *(_figure(getattr(judged[n].quality, field)) for n in names))
+        table.add_row(field, *(tables.figure(getattr(judged[n].quality, field)) for n in names))
     out.print(table)
 
 
@@ -452,7 +454,9 @@ def calibrate(
         found = run_calibration(seed, progress=progress)
     if out_file is not None:
         _write_text(out_file, json_text(found))
-    _calibration(found)
+    table, words = tables.calibration(found)
+    out.print(table)
+    out.print(escape(words))
     raise typer.Exit(0 if found.passed else 1)
 
 
@@ -540,147 +544,56 @@ def _write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def _progress() -> Iterator[Progress]:
     """Bars with an estimate, one per step under way; plain lines where there is no terminal."""
-    from evalkit.models.cache import Step
-
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[done]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=err, disable=not err.is_terminal) as bar:
-        tasks: dict[str, object] = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(step: Step) -> None:
             if step.what not in tasks:
-                tasks[step.what] = bar.add_task(step.what, total=step.total)
+                tasks[step.what] = bar.add_task(step.what, total=step.total, done="")
                 if not err.is_terminal:
                     err.print(f"{step.what} …", highlight=False)
-            bar.update(tasks[step.what], completed=step.done, total=step.total)  # type: ignore[arg-type]
+            bar.update(tasks[step.what], completed=step.done, total=step.total, done=_how_far(step))
 
         yield show
+
+
+def _how_far(step: Step) -> str:
+    """`31.2 of 92.9 MB`, `3 of 7 batches`."""
+    if step.unit == "bytes":
+        total = f" of {step.total / 1e6:.1f}" if step.total else ""
+        return f"{step.done / 1e6:.1f}{total} MB"
+    return f"{step.done} of {step.total} {step.unit}"
 
 
 def _summary(results: Results, judged: GateReport, folder: Path) -> None:
     out.print(
         f"\n[bold]{escape(results.suite.title or results.suite.id)}[/bold] on {escape(results.model.ref)}"
     )
-    _rates(results)
-    _worst_failures(results)
+    out.print(tables.rates(results))
+    _print_worst(results)
     for note in results.notes:
         out.print(f"• {escape(note)}")
-    _gates(judged)
+    _print_gates(judged)
     for name in ("results.json", "report.pdf", "report.html"):
         out.print(str(folder / name), soft_wrap=True)
 
 
-def _rates(results: Results) -> None:
-    table = Table("failure mode", "failed", "n", "rate", "95 % interval", "not counted", "attributed")
-    for mode in results.failure_modes:
-        mine = [s for s in results.samples if s.failure_mode == mode.id and s.attribution is not None]
-        attributed = sum(s.attribution is not None and s.attribution.method is not None for s in mine)
-        left_out = [
-            f"{n} {what}"
-            for n, what in (
-                (mode.n_knowledge_errors, "knowledge errors"),
-                (mode.n_unscored, "unscored"),
-                (mode.n_invalid, "invalid"),
-            )
-            if n
-        ]
-        interval = f"{mode.ci_low:.1%} – {mode.ci_high:.1%}" if mode.ci_low is not None else "no sample"
-        table.add_row(
-            mode.id,
-            str(mode.n_failed),
-            str(mode.n),
-            f"{mode.rate:.1%}" if mode.rate is not None else "–",
-            interval,
-            ", ".join(left_out) or "–",
-            f"{attributed} of {len(mine)}" if mine else "–",
-        )
-    out.print(table)
+def _print_worst(results: Results) -> None:
+    table = tables.worst_failures(results)
+    if table is not None:
+        out.print(table)
 
 
-def _worst_failures(results: Results) -> None:
-    """The three failures with the largest margins, and their strongest features in words."""
-    failures = [s for s in results.samples if s.outcome == "fail" and s.attribution and s.attribution.nodes]
-    failures.sort(key=lambda s: (-(s.margin_nats or 0.0), s.id))
-    if not failures:
-        return
-    table = Table("worst failures", "margin (nats)", "strongest measured features", show_lines=True)
-    for sample in failures[:3]:
-        prompt = " ".join(sample.prompt.split())
-        said = f"{prompt[:90]}{'…' if len(prompt) > 90 else ''}\n→ {(sample.response or '')[:60]!r}"
-        margin = f"{sample.margin_nats:+.2f}" if sample.margin_nats is not None else "–"
-        table.add_row(escape(said), margin, escape("\n".join(_in_words(results, sample))))
-    out.print(table)
-
-
-def _in_words(results: Results, sample: SampleResult) -> list[str]:
-    features = {(f.hook, f.feature): f for f in results.features}
-    assert sample.attribution is not None
-    lines = []
-    for node in sample.attribution.nodes[:3]:
-        known = features.get((node.hook, node.feature))
-        promoted = ", ".join(repr(t) for t in known.promoted_tokens[:3]) if known else "not described"
-        lines.append(
-            f"{node.hook} feature {node.feature} at {node.token!r} ({node.role}): "
-            f"{node.confirmed_nats or 0.0:+.2f} nats; promotes {promoted}"
-        )
-    return lines
-
-
-def _calibration(found: Calibration) -> None:
-    table = Table("model", "found", "false", "hidden", "pairs", "sign ✕", "weak", "rank", "flips", "floor")
-    for v in (*found.variants, *found.null.runs):
-        gradient = v.estimators[0]
-        table.add_row(
-            v.variant if v.n_planted else f"{v.variant} {v.seed}",
-            f"{v.n_recalled}/{v.n_planted}" if v.n_planted else "–",
-            str(v.n_false),
-            str(v.n_blind + v.n_unlisted),
-            f"{v.n_pairs_found}/{v.n_pairs_planted}" if v.n_pairs_planted else "–",
-            f"{gradient.n_sign_errors}/{gradient.n}",
-            f"{gradient.n_weak}/{gradient.n}",
-            "–" if gradient.rank_correlation is None else f"{gradient.rank_correlation:.2f}",
-            f"{v.floors.n_flipped}/{v.floors.n}",
-            f"{v.floors.n_flipped_floor}/{v.floors.n}",
-        )
-    out.print(table)
-    out.print(
-        "found: planted nodes certified; false: others certified; hidden: planted nodes that only a joint "
-        "ablation shows or the shortlist cannot reach; pairs: found by joint ablation; sign, weak, rank: "
-        "the gradient's estimates against exact effects; flips: of sample circuits, and of the best control "
-        "through the same selection.",
-        style="dim",
-    )
-    broken = [e for e in found.expectations if not e.holds]
-    for e in broken:
-        out.print(f"✕ {escape(e.variant)}: {escape(e.rule)}: {escape(e.found)}")
-    n = len(found.expectations)
-    out.print(f"{n - len(broken)} of {n} expectations hold ({found.wall_time_s:.0f} s).")
-
-
-def _gates(judged: GateReport) -> None:
-    if not judged.gates:
+def _print_gates(judged: GateReport) -> None:
+    if judged.verdict is None:
         out.print("No policy: no verdict.")
         return
-    shapes = {"pass": "✓ PASS", "fail": "✕ FAIL", "inconclusive": "◇ INCONCLUSIVE"}
-    table = Table("gate", "estimate", "95 % interval", "threshold", "n", "verdict", "why")
-    for g in judged.gates:
-        table.add_row(
-            g.rule,
-            _figure(g.estimate),
-            f"{_figure(g.ci_low)} – {_figure(g.ci_high)}",
-            _figure(g.threshold),
-            str(g.n),
-            shapes[g.verdict],
-            escape(g.reason),
-        )
-    out.print(table)
-    out.print(f"Verdict: {shapes[judged.verdict] if judged.verdict else 'none'}")
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    out.print(tables.gates(judged))
+    out.print(f"Verdict: {tables.VERDICTS[judged.verdict]}")

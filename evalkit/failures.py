@@ -53,7 +53,7 @@ def attribute(prepared: Prepared, store: RunStore, progress: Progress) -> None:
     controls = _controls(prepared, cases) if cases and {c.sample.id for c in cases} - done else []
     batches = list(_attribution_batches(cases))
     for n, batch in enumerate(batches):
-        progress(Step("attributing failures", n, len(batches)))
+        progress(Step("attributing failures", n, len(batches), "batches"))
         if {c.sample.id for c in batch} <= done:
             continue
         for attributed in _attribute(prepared, batch, controls):
@@ -64,7 +64,7 @@ def attribute(prepared: Prepared, store: RunStore, progress: Progress) -> None:
                     attributed.interventions,
                     margin_nats=attributed.margin_nats,
                 )
-    progress(Step("attributing failures", len(batches), len(batches)))
+    progress(Step("attributing failures", len(batches), len(batches), "batches"))
 
 
 def probe_modes(prepared: Prepared, store: RunStore, progress: Progress) -> None:
@@ -83,7 +83,7 @@ def probe_modes(prepared: Prepared, store: RunStore, progress: Progress) -> None
     controls = _controls(prepared, cases) if modes else []
     ledger: list[InterventionRecord] = []
     for n, mode in enumerate(modes):
-        progress(Step("testing mode circuits", n, len(modes)))
+        progress(Step("testing mode circuits", n, len(modes), "probes"))
         ledger += measure_mode(
             prepared.model,
             mode,
@@ -94,7 +94,7 @@ def probe_modes(prepared: Prepared, store: RunStore, progress: Progress) -> None
             prepared.plan.seed,
         )
     store.append_interventions(ledger)
-    progress(Step("testing mode circuits", len(modes), len(modes)))
+    progress(Step("testing mode circuits", len(modes), len(modes), "probes"))
 
 
 def _is_failure(sample: SampleResult) -> bool:

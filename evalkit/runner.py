@@ -68,9 +68,9 @@ def audit(options: Options, progress: Progress) -> Audited:
         folder = store.folder
     report = judge(folder, results, prepared)
     results = read_run(folder).results or results
-    progress(Step("rendering the report", 0, 1))
+    progress(Step("rendering the report", 0, 1, ""))
     write_report(folder)
-    progress(Step("rendering the report", 1, 1))
+    progress(Step("rendering the report", 1, 1, ""))
     return Audited(folder, results, report)
 
 
@@ -123,10 +123,10 @@ def respond(prepared: Prepared, store: RunStore, progress: Progress) -> None:
     plan = store.plan
     done = store.done_batches
     for n, batch in enumerate(plan.batches):
-        progress(Step("running probes", n, len(plan.batches)))
+        progress(Step("running probes", n, len(plan.batches), "batches"))
         if batch.id not in done:
             store.append_batch(batch.id, run_batch(prepared, batch))
-    progress(Step("running probes", len(plan.batches), len(plan.batches)))
+    progress(Step("running probes", len(plan.batches), len(plan.batches), "batches"))
 
 
 def run_batch(prepared: Prepared, batch: Batch) -> list[Answered]:
@@ -168,7 +168,7 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
     before = store.results.run if store.results is not None else None
     finished = before.finished if before is not None and before.heads == store.heads else None
     finished = finished or _now()
-    progress(Step("describing features", 0, 1))
+    progress(Step("describing features", 0, 1, ""))
     results = Results(
         run=RunRecord(
             id=manifest.run_id,
@@ -200,7 +200,7 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
     results = results.model_copy(update={"gates": gate.judge(results, plan.policy, None).gates})
     store.write_results(results)
     export_samples(store.folder, results.samples)
-    progress(Step("describing features", 1, 1))
+    progress(Step("describing features", 1, 1, ""))
     return results
 
 

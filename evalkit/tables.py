@@ -1,0 +1,124 @@
+"""What the command prints, as rich tables; `cli.py` prints them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+from evalkit.records import GateReport, Results, SampleResult
+
+if TYPE_CHECKING:
+    from evalkit.calibration import Calibration
+
+VERDICTS = {"pass": "✓ PASS", "fail": "✕ FAIL", "inconclusive": "◇ INCONCLUSIVE"}
+
+
+def rates(results: Results) -> Table:
+    """Per failure mode: counts, rate, interval, what was not counted, and how much is attributed."""
+    table = Table("failure mode", "failed", "n", "rate", "95 % interval", "not counted", "attributed")
+    for mode in results.failure_modes:
+        mine = [s for s in results.samples if s.failure_mode == mode.id and s.attribution is not None]
+        attributed = sum(s.attribution is not None and s.attribution.method is not None for s in mine)
+        left_out = [
+            f"{n} {what}"
+            for n, what in (
+                (mode.n_knowledge_errors, "knowledge errors"),
+                (mode.n_unscored, "unscored"),
+                (mode.n_invalid, "invalid"),
+            )
+            if n
+        ]
+        interval = f"{mode.ci_low:.1%} – {mode.ci_high:.1%}" if mode.ci_low is not None else "no sample"
+        table.add_row(
+            mode.id,
+            str(mode.n_failed),
+            str(mode.n),
+            f"{mode.rate:.1%}" if mode.rate is not None else "–",
+            interval,
+            ", ".join(left_out) or "–",
+            f"{attributed} of {len(mine)}" if mine else "–",
+        )
+    return table
+
+
+def worst_failures(results: Results) -> Table | None:
+    """The three failures with the largest margins, and their strongest features in words."""
+    failures = [s for s in results.samples if s.outcome == "fail" and s.attribution and s.attribution.nodes]
+    failures.sort(key=lambda s: (-(s.margin_nats or 0.0), s.id))
+    if not failures:
+        return None
+    table = Table("worst failures", "margin (nats)", "strongest measured features", show_lines=True)
+    for sample in failures[:3]:
+        prompt = " ".join(sample.prompt.split())
+        said = f"{prompt[:90]}{'…' if len(prompt) > 90 else ''}\n→ {(sample.response or '')[:60]!r}"
+        margin = f"{sample.margin_nats:+.2f}" if sample.margin_nats is not None else "–"
+        table.add_row(escape(said), margin, escape("\n".join(_in_words(results, sample))))
+    return table
+
+
+def _in_words(results: Results, sample: SampleResult) -> list[str]:
+    features = {(f.hook, f.feature): f for f in results.features}
+    assert sample.attribution is not None
+    lines = []
+    for node in sample.attribution.nodes[:3]:
+        known = features.get((node.hook, node.feature))
+        promoted = ", ".join(repr(t) for t in known.promoted_tokens[:3]) if known else "not described"
+        lines.append(
+            f"{node.hook} feature {node.feature} at {node.token!r} ({node.role}): "
+            f"{node.confirmed_nats or 0.0:+.2f} nats; promotes {promoted}"
+        )
+    return lines
+
+
+def calibration(found: Calibration) -> tuple[Table, str]:
+    """What the pipeline found on each planted model, and the sentences under the table."""
+    table = Table("model", "found", "false", "hidden", "pairs", "sign ✕", "weak", "rank", "flips", "floor")
+    for v in (*found.variants, *found.null.runs):
+        gradient = v.estimators[0]
+        table.add_row(
+            v.variant if v.n_planted else f"{v.variant} {v.seed}",
+            f"{v.n_recalled}/{v.n_planted}" if v.n_planted else "–",
+            str(v.n_false),
+            str(v.n_blind + v.n_unlisted),
+            f"{v.n_pairs_found}/{v.n_pairs_planted}" if v.n_pairs_planted else "–",
+            f"{gradient.n_sign_errors}/{gradient.n}",
+            f"{gradient.n_weak}/{gradient.n}",
+            "–" if gradient.rank_correlation is None else f"{gradient.rank_correlation:.2f}",
+            f"{v.floors.n_flipped}/{v.floors.n}",
+            f"{v.floors.n_flipped_floor}/{v.floors.n}",
+        )
+    lines = [
+        "found: planted nodes certified; false: others certified; hidden: planted nodes that only a joint "
+        "ablation shows or the shortlist cannot reach; pairs: found by joint ablation; sign, weak, rank: "
+        "the gradient's estimates against exact effects; flips: of sample circuits, and of the best control "
+        "through the same selection."
+    ]
+    broken = [e for e in found.expectations if not e.holds]
+    for e in broken:
+        lines.append(f"✕ {e.variant}: {e.rule}: {e.found}")
+    n = len(found.expectations)
+    lines.append(f"{n - len(broken)} of {n} expectations hold ({found.wall_time_s:.0f} s).")
+    return table, "\n".join(lines)
+
+
+def gates(judged: GateReport) -> Table:
+    """One row per rule of the policy."""
+    table = Table("gate", "estimate", "95 % interval", "threshold", "n", "verdict", "why")
+    for g in judged.gates:
+        table.add_row(
+            g.rule,
+            figure(g.estimate),
+            f"{figure(g.ci_low)} – {figure(g.ci_high)}",
+            figure(g.threshold),
+            str(g.n),
+            VERDICTS[g.verdict],
+            escape(g.reason),
+        )
+    return table
+
+
+def figure(value: float | None) -> str:
+    """A number for a table; `–` if it was not measured."""
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
