@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_audit import CLAIMS, SMALL, Material, command, lines_of, material, results_of, write_suite
+from tiny_audit import CLAIMS, SEED, SMALL, Material, command, lines_of, material, results_of, write_suite
 
 from evalkit import chain, failures, planning, runner, store
 
 CHAINS = ("samples.jsonl", "attributions.jsonl", "interventions.jsonl")
-SEED = 1
-"""With it the failures lie in both halves, so that a mode circuit is tested."""
 
 
 @pytest.fixture(scope="session")

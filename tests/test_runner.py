@@ -11,10 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_audit import SMALL, Material, command, finished, lines_of, material, results_of, rich, write_suite
+from tiny_audit import (
+    CLAIMS,
+    SEED,
+    SMALL,
+    Material,
+    command,
+    finished,
+    lines_of,
+    material,
+    results_of,
+    rich,
+    write_suite,
+)
 
-from evalkit import failures, planning, runner
-from evalkit.attribution.attribute import attribute_batch
+from evalkit import planning, runner
+from evalkit.attribution import attribute
 from evalkit.probes.choice import ChoiceProbe
 from evalkit.records import Sample
 from evalkit.scorers import ChoiceScorer
@@ -341,12 +353,18 @@ def test_a_scorer_that_breaks_on_one_sample_is_recorded_and_the_others_are_kept(
 def test_a_failure_that_cannot_be_attributed_is_recorded_and_the_others_are_kept(
     made: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def breaking(model: Any, probe: Any, cases: Any, *rest: Any) -> Any:
-        assert not any(c.sample.id == "paris-2" for c in cases), "parts miss\nthe whole"
-        return attribute_batch(model, probe, cases, *rest)
+    capture = attribute.capture
 
-    monkeypatch.setattr(failures, "attribute_batch", breaking)
-    found = small_audit(made, tmp_path, 3)
+    def breaking(model: Any, cases: Any, hooks: Any) -> Any:
+        assert not any(c.sample.id == "paris-2" for c in cases), "parts miss\nthe whole"
+        return capture(model, cases, hooks)
+
+    monkeypatch.setattr(attribute, "capture", breaking)
+    suite = write_suite(tmp_path / "suite", made, probes=[{**SMALL["probes"][0], "samples": CLAIMS[:8]}])
+    done = command("audit", suite, "--out", tmp_path / "run", "--seed", SEED)
+    assert done.code == 3, done.err
+    found = results_of(tmp_path / "run")
+    assert "mode" in {c["level"] for c in found["circuits"]}, "the mode circuit is found without it"
     samples = by_id(found["samples"])
     attribution = samples["paris-2"]["attribution"]
     assert attribution["no_attribution"].startswith("error: AssertionError: parts miss the whole")
