@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from evalkit.records import GateReport, Results, SampleResult
 
@@ -74,26 +75,28 @@ def _in_words(results: Results, sample: SampleResult) -> list[str]:
 
 def calibration(found: Calibration) -> tuple[Table, str]:
     """What the pipeline found on each planted model, and the sentences under the table."""
-    table = Table("model", "found", "false", "hidden", "pairs", "sign ✕", "weak", "rank", "flips", "floor")
-    for v in (*found.variants, *found.null.runs):
+    names = ("found", "false", "hidden", "wrong", "rank", "flips", "floor", "mode")
+    table = Table(*(Column(n, no_wrap=True) for n in ("model", *names)), box=box.SIMPLE)
+    null_modes = [m for m in found.null.modes if m.variant == "null"]
+    rows = zip((*found.variants, *found.null.runs), (*found.modes, *null_modes), strict=True)
+    for v, mode in rows:
         gradient = v.estimators[0]
         table.add_row(
-            v.variant if v.n_planted else f"{v.variant} {v.seed}",
+            v.variant,
             f"{v.n_recalled}/{v.n_planted}" if v.n_planted else "–",
             str(v.n_false),
             str(v.n_blind + v.n_unlisted),
-            f"{v.n_pairs_found}/{v.n_pairs_planted}" if v.n_pairs_planted else "–",
-            f"{gradient.n_sign_errors}/{gradient.n}",
-            f"{gradient.n_weak}/{gradient.n}",
+            f"{gradient.n_sign_errors + gradient.n_weak}/{gradient.n}",
             "–" if gradient.rank_correlation is None else f"{gradient.rank_correlation:.2f}",
             f"{v.floors.n_flipped}/{v.floors.n}",
             f"{v.floors.n_flipped_floor}/{v.floors.n}",
+            "✓" if mode.confirmed else "–",
         )
     lines = [
         "found: planted nodes certified; false: others certified; hidden: planted nodes that only a joint "
-        "ablation shows or the shortlist cannot reach; pairs: found by joint ablation; sign, weak, rank: "
-        "the gradient's estimates against exact effects; flips: of sample circuits, and of the best control "
-        "through the same selection."
+        "ablation shows or the shortlist cannot reach; wrong, rank: gradient × activation against exact "
+        "effects (sign wrong, or under a tenth of it; Spearman); flips: of sample circuits, and of the best "
+        "control through the same selection; mode: ✓ if the mode circuit was confirmed."
     ]
     broken = [e for e in found.expectations if not e.holds]
     for e in broken:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from evalkit.calibration.figures import Calibration, Expectation, NullFigures, VariantFigures
+from evalkit.calibration.compiling import Compiled, compile_wiring, knowing_nothing
+from evalkit.calibration.confirming import grade_mode
+from evalkit.calibration.figures import (
+    Calibration,
+    Expectation,
+    ModeFigures,
+    NullFigures,
+    VariantFigures,
+)
 from evalkit.calibration.measuring import MINIMUM_NATS, TOLERANCE_NATS, Setting, measure
-from evalkit.calibration.prompts import Observed
-from evalkit.calibration.wiring import NULL, PLANTED, Wiring
+from evalkit.calibration.wiring import MOVED, NULL, PLANTED, Wiring
 from evalkit.models.cache import Progress, Step
 
-Confirms = Callable[[Observed, int], bool]
-"""Whether the pipeline confirms a mode circuit on an observed model, given the seed."""
+Grades = Callable[[Compiled, int], ModeFigures]
+"""How a model's mode circuit is graded, given a seed."""
 
 EXACT_NATS = 1e-2  # chosen: float32 rounding of two ways to compute one margin at stream norms of 64
 N_NULL = 5
@@ -26,7 +33,7 @@ def run_calibration(
     failing_rate: float = 0.5,
     variants: Sequence[Wiring] = PLANTED,
     n_null: int = N_NULL,
-    confirms: Confirms | None = None,
+    grades: Grades = grade_mode,
     progress: Progress = lambda step: None,
 ) -> Calibration:
     """Audit models with known causes by the ordinary pipeline and compare.
@@ -36,31 +43,33 @@ def run_calibration(
         n_groups: samples per model, twins not counted.
         failing_rate: share of them that fail, in planted and null models alike.
         n_null: null models, each with its own seed.
-        confirms: asked of every null model; it must never say yes.
+        grades: how mode circuits are graded; a null model must never get `confirmed`.
         progress: told of each model before it is measured.
     """
     began = time.monotonic()
     setting = Setting(n_groups, failing_rate)
     n_models = len(variants) + n_null
-    measured = []
+    measured, modes = [], []
     for n, wiring in enumerate(variants):
         progress(Step("calibrating", n, n_models, "models"))
         measured.append(measure(wiring, seed, setting)[0])
-    runs, n_confirmed = [], 0
+        modes.append(grades(compile_wiring(wiring, seed), seed))
+    runs, null_modes = [], []
     seeds = tuple(NULL_SEEDS * (seed + 1) + n for n in range(n_null))
     for n, one in enumerate(seeds):
         progress(Step("calibrating", len(variants) + n, n_models, "models"))
-        figures, observed = measure(NULL, one, setting)
-        runs.append(figures)
-        n_confirmed += confirms is not None and confirms(observed, one)
+        runs.append(measure(NULL, one, setting)[0])
+        null_modes.append(grades(compile_wiring(NULL, one), one))
+        null_modes.append(grades(knowing_nothing(compile_wiring(MOVED, one), one), one))
     progress(Step("calibrating", n_models, n_models, "models"))
     null = NullFigures(
         seeds=seeds,
         n_beats_floors=sum(r.floors.beaten for r in runs),
-        n_confirmed=n_confirmed if confirms is not None else None,
+        n_confirmed=sum(m.confirmed for m in null_modes),
         runs=tuple(runs),
+        modes=tuple(null_modes),
     )
-    expectations = [e for v in measured for e in expected_of(v)]
+    expectations = [e for v in measured for e in expected_of(v)] + [expected_of_mode(m) for m in modes]
     return Calibration(
         seed=seed,
         n_groups=n_groups,
@@ -68,6 +77,7 @@ def run_calibration(
         minimum_nats=MINIMUM_NATS,
         tolerance_nats=TOLERANCE_NATS,
         variants=tuple(measured),
+        modes=tuple(modes),
         null=null,
         expectations=(*expectations, *expected_of_null(null)),
         wall_time_s=round(time.monotonic() - began, 1),
@@ -117,6 +127,17 @@ def expected_of(v: VariantFigures) -> list[Expectation]:
     return [Expectation(variant=v.variant, rule=r, holds=h, found=f) for r, h, f in rules]
 
 
+def expected_of_mode(mode: ModeFigures) -> Expectation:
+    """A true cause is confirmed on held-out failures, by causal features alone."""
+    return Expectation(
+        variant=mode.variant,
+        rule="the mode circuit is confirmed and causal",
+        holds=mode.confirmed and mode.n_causal == mode.size,
+        found=f"{mode.grade}, {mode.n_flipped} of {mode.n_held_out} flipped, "
+        f"{mode.n_causal} of {mode.size} nodes causal",
+    )
+
+
 def expected_of_null(null: NullFigures) -> list[Expectation]:
     """What must hold of models that fail for a reason no SAE has a row for."""
     found = [
@@ -130,12 +151,13 @@ def expected_of_null(null: NullFigures) -> list[Expectation]:
             "no sample circuit beats its floors",
             null.n_beats_floors == 0,
             f"{null.n_beats_floors} of {n} models",
-        )
+        ),
+        (
+            "no mode circuit is confirmed",
+            null.n_confirmed == 0,
+            f"{null.n_confirmed} of {len(null.modes)} circuits",
+        ),
     ]
-    if null.n_confirmed is not None:
-        rules.append(
-            ("no mode circuit is confirmed", null.n_confirmed == 0, f"{null.n_confirmed} of {n} models")
-        )
     return found + [Expectation(variant="null", rule=r, holds=h, found=f) for r, h, f in rules]
 
 

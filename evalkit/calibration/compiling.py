@@ -31,7 +31,7 @@ from evalkit.digests import digest_bytes
 from evalkit.models.text import TextModel
 from evalkit.records import ModelRecord
 from evalkit.saes.coder import Sae
-from evalkit.saes.floors import weights_sha256
+from evalkit.saes.floors import frozen_random, weights_sha256
 
 HOOKS = ("layers.0", "layers.1", "layers.2")
 D_MODEL = 128
@@ -94,6 +94,16 @@ def shuffled(compiled: Compiled, seed: int) -> dict[str, Sae]:
     while any(int(order[f]) in causal for f in causal):
         order = torch.randperm(len(order), generator=generator)
     return {h: _sae(h, s.W_enc.T, s.W_dec[order], s.b_dec) for h, s in compiled.saes.items()}
+
+
+def knowing_nothing(compiled: Compiled, seed: int) -> Compiled:
+    """The same model under frozen-random SAEs: a true cause is there, and no feature stands for it."""
+    text = " ".join((*FILLERS, *compiled.wiring.words))
+    ids = tuple(compiled.model.tokenizer(text)["input_ids"])
+    with torch.no_grad():
+        run = compiled.model.read([ids], HOOKS)
+    saes = {h: frozen_random(s, seed, run.streams[h][0, 1:]) for h, s in compiled.saes.items()}
+    return compiled._replace(saes=saes)
 
 
 def crowd_of(wiring: Wiring, filler: str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from evalkit.records import ControlKind, Count, Rate, Record
+from evalkit.records import ControlKind, Count, Grade, Rate, Record
 
 
 class EstimatorFigures(Record):
@@ -60,6 +60,8 @@ class VariantFigures(Record):
     recall: Rate | None
     n_false: Count
     """Nodes that are not wired as causes and were certified with an effect above the tolerance."""
+    largest_other_nats: float
+    """Largest certified effect of a node that is not wired as a cause."""
     n_blind: Count
     """Planted nodes that no single intervention can show: a stand-in takes over."""
     n_blind_recalled: Count
@@ -85,15 +87,39 @@ class VariantFigures(Record):
     floors: FloorFigures
 
 
+class ModeFigures(Record):
+    """The mode circuit of one calibration model, as an audit would grade it."""
+
+    variant: str
+    seed: int
+    grade: Grade
+    note: str
+    """Why it has this grade."""
+    n_held_out: Count
+    n_flipped: Count
+    """Held-out failures that passed with the circuit switched off."""
+    size: Count
+    """Nodes of the circuit."""
+    n_causal: Count
+    """Of these, features that are wired as causes."""
+
+    @property
+    def confirmed(self) -> bool:
+        """True: an audit would print it as confirmed."""
+        return self.grade in ("confirmed", "robust")
+
+
 class NullFigures(Record):
     """Models whose failures no SAE feature causes."""
 
     seeds: tuple[int, ...]
     n_beats_floors: Count
     """Null models whose sample circuits flipped more than the best control at some size."""
-    n_confirmed: Count | None
-    """Null models with a confirmed mode circuit; None: not measured."""
+    n_confirmed: Count
+    """Mode circuits among `modes` that were graded `confirmed` or `robust`."""
     runs: tuple[VariantFigures, ...]
+    modes: tuple[ModeFigures, ...]
+    """Each null model with exact SAEs, and a model with a true cause under SAEs that know nothing."""
 
 
 class Expectation(Record):
@@ -117,6 +143,8 @@ class Calibration(Record):
     tolerance_nats: float
     """Effects up to here count as none."""
     variants: tuple[VariantFigures, ...]
+    modes: tuple[ModeFigures, ...]
+    """The mode circuit of each variant."""
     null: NullFigures
     expectations: tuple[Expectation, ...]
     wall_time_s: float

@@ -26,7 +26,7 @@ from evalkit.calibration.figures import EstimatorFigures, FloorFigures, VariantF
 from evalkit.calibration.pairs import redundant_pairs
 from evalkit.calibration.prompts import Observed, observe, word_position
 from evalkit.calibration.truth import Effect, Key, true_effects
-from evalkit.calibration.wiring import Cause, Place, Wiring
+from evalkit.calibration.wiring import PLACES, Cause, Wiring
 from evalkit.records import AttributionSpec, ControlKind, Node
 from evalkit.saes.coder import Sae
 from evalkit.saes.floors import frozen_random, residual_coordinates
@@ -83,23 +83,13 @@ def planted_nodes(observed: Observed, case: Case) -> dict[Key, Cause]:
     final = len(case.prompt.ids) - 1
     planted = {}
     for cause in observed.compiled.wiring.causes:
-        hook, name = _PLACES[cause.place]
+        hook, name = PLACES[cause.place]
         position = final
         if cause.place == "word":
             holder = case.prompt if cause.baseline == "ablation" else twin
             position = word_position(holder, cause.word) or 0
         planted[Key(hook, position, observed.compiled.features[name.format(cause.word)])] = cause
     return planted
-
-
-_PLACES: dict[Place, tuple[str, str]] = {
-    "word": ("layers.0", "{}"),
-    "moved": ("layers.1", "moved:{}"),
-    "hidden": ("layers.2", "hidden"),
-    "crowd": ("layers.1", "crowd"),
-    "crowd_kept": ("layers.2", "crowd"),
-}
-"""Place of a cause → its hook and the name of its direction."""
 
 
 def weak_features(compiled: Compiled) -> set[int]:
@@ -165,6 +155,7 @@ def _figures(
     planted = [(f, k, c) for f in failures for k, c in f.planted.items()]
     shown = [(f, k, c) for f, k, c in planted if c.alone]
     certified = [(f, k, n) for f in failures for k, n in f.nodes.items() if n.confirmed_nats is not None]
+    others = [_effect(n) for f, k, n in certified if k not in f.planted and k.feature not in weak]
     correlates = _correlates(observed.compiled)
     fired = [n for _, k, n in certified if k.feature in correlates]
     n_planted, n_recalled = _n_recalled(failures, lambda c: c.alone and c.listed)
@@ -190,10 +181,8 @@ def _figures(
         n_planted=n_planted,
         n_recalled=n_recalled,
         recall=n_recalled / n_planted if n_planted else None,
-        n_false=sum(
-            k not in f.planted and k.feature not in weak and _effect(n) > TOLERANCE_NATS
-            for f, k, n in certified
-        ),
+        n_false=sum(e > TOLERANCE_NATS for e in others),
+        largest_other_nats=max(others, default=0.0),
         n_blind=n_blind,
         n_blind_recalled=n_blind_recalled,
         n_unlisted=n_unlisted,

@@ -23,6 +23,14 @@ from evalkit.records import Baseline
 GAIN = 6.0  # chosen: margins of 1 to 5 nats, as real failures have
 
 Place = Literal["word", "moved", "hidden", "crowd", "crowd_kept"]
+PLACES: dict[Place, tuple[str, str]] = {
+    "word": ("layers.0", "{}"),
+    "moved": ("layers.1", "moved:{}"),
+    "hidden": ("layers.2", "hidden"),
+    "crowd": ("layers.1", "crowd"),
+    "crowd_kept": ("layers.2", "crowd"),
+}
+"""Place of a cause → its hook and the name of its direction, with the word filled in."""
 
 
 class Unit(NamedTuple):

@@ -13,7 +13,17 @@ from typer.testing import CliRunner
 from evalkit import calibration
 from evalkit.attribution import shortlist
 from evalkit.calibration import Calibration, calibrating, measuring, run_calibration
-from evalkit.calibration.compiling import FILLERS, HOOKS, compile_wiring, crowd_of, shuffled
+from evalkit.calibration.compiling import (
+    FILLERS,
+    HOOKS,
+    Compiled,
+    compile_wiring,
+    crowd_of,
+    knowing_nothing,
+    shuffled,
+)
+from evalkit.calibration.confirming import grade_mode
+from evalkit.calibration.figures import ModeFigures
 from evalkit.calibration.measuring import Setting, controls, measure, planted_nodes
 from evalkit.calibration.pairs import redundant_pairs
 from evalkit.calibration.prompts import Observed, observe, word_position
@@ -41,9 +51,17 @@ SMALL = Setting(n_groups=6, failing_rate=0.5)
 EVERY = [*PLANTED, NULL]
 
 
+def unmeasured(compiled: Compiled, seed: int) -> ModeFigures:
+    """A grade without measurement, as it should be; true ones are tested below."""
+    return ModeFigures(
+        variant=compiled.wiring.name, seed=seed, note="", n_held_out=0, n_flipped=0, size=0, n_causal=0,
+        grade="attributed" if seed >= calibrating.NULL_SEEDS else "confirmed",
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def small() -> Calibration:
-    return run_calibration(3, n_groups=6, n_null=2)
+    return run_calibration(3, n_groups=6, n_null=2, grades=unmeasured)
 
 
 def look(wiring: Wiring, seed: int = 0) -> Observed:
@@ -215,6 +233,7 @@ def test_sample_circuits_beat_their_floors_if_planted_and_never_on_nulls(small: 
     assert all(v.floors.beaten and v.floors.n_flipped == v.n_failed for v in small.variants)
     assert small.null.n_beats_floors == 0
     assert all(r.floors.n_flipped == 0 for r in small.null.runs)
+    assert max(r.largest_other_nats for r in small.null.runs) < 0.02
     assert {r.n_failed for r in small.null.runs} == {v.n_failed for v in small.variants}
 
 
@@ -272,15 +291,33 @@ def test_a_feature_that_writes_a_cause_by_mistake_is_a_false_discovery() -> None
 def test_a_null_that_an_audit_confirms_fails_the_calibration() -> None:
     asked = []
 
-    def confirms(observed: Observed, seed: int) -> bool:
-        asked.append((observed.compiled.wiring.name, seed))
-        return seed % 2 == 1
+    def grades(compiled: Compiled, seed: int) -> ModeFigures:
+        asked.append((compiled.wiring.name, seed))
+        honest = unmeasured(compiled, seed)
+        return honest.model_copy(update={"grade": "confirmed"}) if len(asked) == 3 else honest
 
-    found = run_calibration(0, n_groups=4, variants=(), n_null=2, confirms=confirms)
-    assert asked == [("null", 1000), ("null", 1001)]
+    found = run_calibration(0, n_groups=4, variants=(), n_null=2, grades=grades)
+    assert asked == [("null", 1000), ("moved", 1000), ("null", 1001), ("moved", 1001)]
     assert found.null.n_confirmed == 1
     assert not found.passed
-    assert "no mode circuit is confirmed" in broken(found.expectations)
+    assert broken(found.expectations) == ["no mode circuit is confirmed"]
+
+
+@pytest.mark.parametrize("wiring", [CONJUNCTION, CROWD_UNPAIRED], ids=lambda w: w.name)
+def test_a_true_mode_circuit_is_confirmed_on_the_held_out_half(wiring: Wiring) -> None:
+    mode = grade_mode(compile_wiring(wiring, 1), 1)
+    assert (mode.grade, mode.n_held_out, mode.n_flipped) == ("confirmed", 12, 12)
+    assert mode.size == mode.n_causal > 0
+
+
+@pytest.mark.parametrize("wiring", [NULL, MOVED], ids=lambda w: w.name)
+def test_a_model_is_not_confirmed_where_no_feature_is_a_cause(wiring: Wiring) -> None:
+    compiled = compile_wiring(wiring, 1)
+    if not wiring.null:
+        compiled = knowing_nothing(compiled, 1)
+    mode = grade_mode(compiled, 1)
+    assert not mode.confirmed
+    assert (mode.n_held_out, mode.n_flipped) == (12, 0)
 
 
 def test_controls_go_through_with_the_audited_saes_sparsity() -> None:
