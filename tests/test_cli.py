@@ -462,6 +462,10 @@ def test_a_step_on_an_unfinished_run_is_exit_3(made: Material, tmp_path: Path) -
     for verb in (["gate", "--policy", policy], ["report"]):
         done = command(verb[0], tmp_path / "run", *verb[1:])
         assert done.code == 3 and "results.json" in done.error
+    (tmp_path / "run" / "manifest.json").unlink()
+    done = command("attribute", tmp_path / "run")
+    assert done.code == 3 and "no manifest.json here; start the run again with --resume" in done.error
+    assert command("audit", suite, "--out", tmp_path / "run", "--resume").code == 0
 
 
 @pytest.mark.parametrize("text", ["rules: [", "schema_version: 1\nid: x\nrules: [{id: a, metric: speed}]\n"])
