@@ -175,7 +175,7 @@ def _attribute(prepared: Prepared, batch: Sequence[Case], controls: Sequence[Cod
             cases,
             prepared.prompts,
             Coders("none", None, prepared.saes),
-            controls,
+            [c for c in controls if c.kind != "random_direction"],  # a control of mode circuits
             prepared.plan.suite.attribution,
             [int(s) for s in grid],
             prepared.plan.seed,

@@ -305,25 +305,32 @@ def _switch_off(
     sizes: Sequence[int],
     ledger: list[list[InterventionRecord]],
 ) -> None:
-    """Ablate each case's own best nodes together, at every size; record flips and collateral."""
+    """Ablate each case's own best nodes together, at every size; record flips and (audited) collateral.
+
+    A case with fewer nodes than a size is measured once, with all it has, for every larger size.
+    """
+    best = [best_first(c) for c in certified]
     jobs = [
-        (n, size, best_first(certified[n])[:size])
+        (n, count, best[n][:count])
         for n in range(len(bench.cases))
-        for size in sizes
-        if best_first(certified[n])
+        for count in sorted({min(size, len(best[n])) for size in sizes})
+        if count
     ]
     changes = [
         Change(n, tuple(_zero(c, bench.captured.run.offset(n)) for c in nodes)) for n, _, nodes in jobs
     ]
-    collateral = collateral_kl(bench, coders.saes, _twin_changes(bench, jobs))
+    collateral: dict[int, float] = {}
+    if coders.kind == "none":
+        collateral = collateral_kl(bench, coders.saes, _twin_changes(bench, jobs))
+    measured: dict[tuple[int, int], tuple[Outcome, float, float | None]] = {}
     for batch, run in rerun_changes(bench.model, bench.captured.run, coders.saes, changes):
-        for i, (outcome, margin) in zip(batch, decide(bench, run, [jobs[i][0] for i in batch]), strict=True):
-            n, size, nodes = jobs[i]
-            ledger[n].append(
-                _necessity(
-                    bench, n, coders, [node_id(c) for c in nodes], size, outcome, margin, collateral.get(i)
-                )
-            )
+        for i, result in zip(batch, decide(bench, run, [jobs[i][0] for i in batch]), strict=True):
+            measured[jobs[i][:2]] = (*result, collateral.get(i))
+    for n, nodes in enumerate(best):
+        for size in sizes if nodes else ():
+            outcome, margin, kl = measured[n, min(size, len(nodes))]
+            names = [node_id(c) for c in nodes[:size]]
+            ledger[n].append(_necessity(bench, n, coders, names, size, outcome, margin, kl))
 
 
 def decide(bench: Bench, run: Run, cases: Sequence[int]) -> list[tuple[Outcome, float]]:

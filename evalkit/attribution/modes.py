@@ -18,6 +18,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
+
 from evalkit.attribution.attribute import (
     Bench,
     Coders,
@@ -186,7 +188,8 @@ def _test_sets(
     mode: ModeInput, bench: Bench, coders: Coders, jobs: Sequence[tuple[int, int, list[str]]]
 ) -> list[InterventionRecord]:
     """Decode and score again with each (case, size, nodes) zeroed; collateral on the passing twin."""
-    changes = [_zero(bench, c, nodes) for c, _, nodes in jobs]
+    drop = coders.kind == "matched_random"  # draws are often inactive here, and carry no collateral
+    changes = [_without_inactive(bench, coders, _zero(bench, c, nodes), drop) for c, _, nodes in jobs]
     moving = [i for i, change in enumerate(changes) if change.settings]
     decided: dict[int, tuple[Outcome, float]] = {}
     for batch, run in rerun_changes(
@@ -195,7 +198,7 @@ def _test_sets(
         cases = [jobs[moving[i]][0] for i in batch]
         for i, result in zip(batch, decide(bench, run, cases), strict=True):
             decided[moving[i]] = result
-    twins = [(i, _zero_twin(bench, c, nodes)) for i, (c, _, nodes) in enumerate(jobs)]
+    twins = [(i, None if drop else _zero_twin(bench, c, nodes)) for i, (c, _, nodes) in enumerate(jobs)]
     collateral = collateral_kl(bench, coders.saes, {i: t for i, t in twins if t is not None and t.settings})
     return [
         _record(
@@ -222,6 +225,20 @@ def _zero(bench: Bench, c: int, nodes: Sequence[str]) -> Change:
         for p in _positions(bench, c, hook, role)
     ]
     return Change(c, tuple(settings))
+
+
+def _without_inactive(bench: Bench, coders: Coders, change: Change, drop: bool) -> Change:
+    """With `drop`, only settings of features that are active: the others move nothing."""
+    if not drop or not change.settings:
+        return change
+    kept = []
+    for hook in {s.hook for s in change.settings}:
+        mine = [s for s in change.settings if s.hook == hook]
+        stream = bench.captured.run.streams[hook][change.row, [s.position for s in mine]]
+        sae = coders.saes[hook]
+        values = sae.encode(stream.float())[torch.arange(len(mine)), [s.feature for s in mine]]
+        kept += [s for s, v in zip(mine, values.tolist(), strict=True) if v != 0]
+    return Change(change.row, tuple(kept))
 
 
 def _positions(bench: Bench, c: int, hook: str, role: str) -> list[int]:
@@ -349,7 +366,7 @@ def _matched(
         for bench in held_out.benches:
             jobs = [(c, size, list(dict.fromkeys(drawn))) for c in range(len(bench.cases))]
             rows = _test_sets(mode, bench, matched, jobs)
-            records += [r.model_copy(update={"selected": False, "collateral_kl": None}) for r in rows]
+            records += [r.model_copy(update={"selected": False}) for r in rows]
     return records
 
 
