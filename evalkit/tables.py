@@ -76,7 +76,12 @@ def _in_words(results: Results, sample: SampleResult) -> list[str]:
 def calibration(found: Calibration) -> tuple[Table, str]:
     """What the pipeline found on each planted model, and the sentences under the table."""
     names = ("found", "false", "hidden", "wrong", "rank", "flips", "floor", "mode")
-    table = Table(*(Column(n, no_wrap=True) for n in ("model", *names)), box=box.SIMPLE)
+    table = Table(
+        *(Column(n, no_wrap=True) for n in ("model", *names)),
+        box=box.SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     null_modes = [m for m in found.null.modes if m.variant == "null"]
     rows = zip((*found.variants, *found.null.runs), (*found.modes, *null_modes), strict=True)
     for v, mode in rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from math import comb
 
 from evalkit.calibration.compiling import Compiled, compile_wiring, knowing_nothing
 from evalkit.calibration.confirming import grade_mode
@@ -23,6 +24,8 @@ Grades = Callable[[Compiled, int], ModeFigures]
 
 EXACT_NATS = 1e-2  # chosen: float32 rounding of two ways to compute one margin at stream norms of 64
 N_NULL = 5
+LEVEL = 0.05  # of the test in `circuits`: so often may a random SAE, which does move a model, be confirmed
+SURPRISE = 0.01  # chosen: a count that a correct test shows in under 1 % of calibrations counts against it
 NULL_SEEDS = 1000  # seeds of null models stand apart from those of planted ones
 
 
@@ -43,7 +46,7 @@ def run_calibration(
         n_groups: samples per model, twins not counted.
         failing_rate: share of them that fail, in planted and null models alike.
         n_null: null models, each with its own seed.
-        grades: how mode circuits are graded; a null model must never get `confirmed`.
+        grades: how mode circuits are graded; a null model must not get `confirmed`.
         progress: told of each model before it is measured.
     """
     began = time.monotonic()
@@ -146,19 +149,27 @@ def expected_of_null(null: NullFigures) -> list[Expectation]:
         for r, h, f in (*_common(v), ("no feature is blamed", v.n_false == 0, f"{v.n_false} certified"))
     ]
     n = len(null.runs)
+    exact = [m.confirmed for m in null.modes if m.variant == NULL.name]
+    random = [m.confirmed for m in null.modes if m.variant != NULL.name]
     rules = [
         (
             "no sample circuit beats its floors",
             null.n_beats_floors == 0,
             f"{null.n_beats_floors} of {n} models",
         ),
+        ("no mode circuit is confirmed", not any(exact), f"{sum(exact)} of {len(exact)} circuits"),
         (
-            "no mode circuit is confirmed",
-            null.n_confirmed == 0,
-            f"{null.n_confirmed} of {len(null.modes)} circuits",
+            "circuits of random SAEs are confirmed at most as often as the test allows",
+            _chance(sum(random), len(random)) >= SURPRISE,
+            f"{sum(random)} of {len(random)} circuits, at a level of {LEVEL:.0%}",
         ),
     ]
     return found + [Expectation(variant="null", rule=r, holds=h, found=f) for r, h, f in rules]
+
+
+def _chance(k: int, n: int) -> float:
+    """Probability of at least `k` of `n` at the test's own error rate."""
+    return sum(comb(n, j) * LEVEL**j * (1 - LEVEL) ** (n - j) for j in range(k, n + 1))
 
 
 def _common(v: VariantFigures) -> list[tuple[str, bool, str]]:

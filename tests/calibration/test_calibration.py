@@ -303,6 +303,18 @@ def test_a_null_that_an_audit_confirms_fails_the_calibration() -> None:
     assert broken(found.expectations) == ["no mode circuit is confirmed"]
 
 
+def test_random_saes_may_be_confirmed_at_the_level_of_the_test_and_no_more_often() -> None:
+    """A random SAE does move a model, and a test at 5 % errs; three of five is no accident."""
+    rule = "circuits of random SAEs are confirmed at most as often as the test allows"
+    honest = run_calibration(0, n_groups=4, variants=(), n_null=1, grades=unmeasured).null
+    random = unmeasured(compile_wiring(MOVED, 0), calibrating.NULL_SEEDS)
+    sure = random.model_copy(update={"grade": "confirmed"})
+    for n_sure, held in ((0, True), (1, True), (3, False)):
+        modes = (*([sure] * n_sure), *([random] * (5 - n_sure)))
+        found = calibrating.expected_of_null(honest.model_copy(update={"modes": modes}))
+        assert [e.holds for e in found if e.rule == rule] == [held]
+
+
 @pytest.mark.parametrize("wiring", [CONJUNCTION, CROWD_UNPAIRED], ids=lambda w: w.name)
 def test_a_true_mode_circuit_is_confirmed_on_the_held_out_half(wiring: Wiring) -> None:
     mode = grade_mode(compile_wiring(wiring, 1), 1)
