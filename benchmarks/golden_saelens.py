@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from sae_lens import SAE
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from safetensors.torch import save_file
 
 D_MODEL, D_SAE, K, N_POSITIONS = 16, 64, 6, 12
 
