@@ -44,8 +44,8 @@ def save_tiny(folder: Path, architecture: str = "llama", *, chat: bool = True, s
     if architecture == "llama":
         config = LlamaConfig(
             vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, eos_token_id=tokenizer.eos_token_id,
-            initializer_range=0.3,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+            eos_token_id=tokenizer.eos_token_id, initializer_range=0.3,
         )  # fmt: skip
         model = LlamaForCausalLM(config)
     else:
