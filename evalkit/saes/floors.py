@@ -56,7 +56,7 @@ def frozen_random(like: Sae, seed: int, stream: Float[Tensor, "pos d_model"]) ->
     random = replace(
         like,
         architecture="topk",
-        W_enc=W_dec.T.contiguous(),
+        W_enc=W_dec.T,
         b_enc=torch.zeros(like.d_sae),
         W_dec=W_dec,
         b_dec=_centre(like, stream),
