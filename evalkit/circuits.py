@@ -39,6 +39,9 @@ NEGATIVE_CONTROLS: tuple[ControlKind, ...] = (
 )
 """Same-selection controls that a confirmed circuit must beat, each set for itself."""
 
+MINIMUM_NODE_NATS = 0.01
+"""Smaller exact effects are not counted as pushing; chosen: a hundred times the rounding of a margin."""
+
 _CoderKey = tuple[str, int | None]
 
 
@@ -138,7 +141,9 @@ def rank_shared(records: Iterable[InterventionRecord], failing: set[str], coder:
             effect = r.margin_before_nats - r.margin_after_nats
             sums.setdefault(r.nodes[0], {True: [], False: []})[r.sample in failing].append(effect)
     ranked = [Ranked(node, _mean(group[True]) - _mean(group[False])) for node, group in sums.items()]
-    return sorted((r for r in ranked if r.effect_nats > 0), key=lambda r: (-r.effect_nats, r.node))
+    return sorted(
+        (r for r in ranked if r.effect_nats > MINIMUM_NODE_NATS), key=lambda r: (-r.effect_nats, r.node)
+    )
 
 
 class _Draft(NamedTuple):
@@ -226,7 +231,7 @@ def _graded(draft: _Draft, p_value: float, thresholds: Mapping[str, float]) -> C
     confirmed     ≥ 8 held-out failures, more flips than every negative control at the circuit's own size,
                   and the paired lead's interval excludes zero for each (Holm over circuits, 5 %)
     refuted       the lead's interval excludes the minimum effect fixed in plan.json
-    inconclusive  nothing was selected, or nothing was held out
+    inconclusive  nothing was selected, nothing was held out, or switching it off flipped nothing
     """
     circuit = draft.circuit
     grade: Grade
@@ -235,6 +240,8 @@ def _graded(draft: _Draft, p_value: float, thresholds: Mapping[str, float]) -> C
     least = int(thresholds.get("min_held_out_failures", 8))
     if not circuit.nodes or circuit.necessity is None:
         grade, note = "inconclusive", "no node pushed failures more than their twins on the discovery half"
+    elif circuit.necessity.n_flipped == 0:
+        grade, note = "inconclusive", f"switching it off changed none of {n} held-out failures"
     elif n < least:
         grade = "attributed"
         note = f"{n} held-out failures; at least {least} are needed to confirm or refute"

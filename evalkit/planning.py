@@ -22,6 +22,7 @@ from pydantic import JsonValue
 
 from evalkit import plugins
 from evalkit.attribution.attribute import Coders
+from evalkit.circuits import MINIMUM_NODE_NATS
 from evalkit.errors import ConfigError
 from evalkit.models.cache import Progress
 from evalkit.models.resolve import resolve_model
@@ -48,6 +49,7 @@ THRESHOLDS = {
     "min_held_out_failures": 8.0,
     "necessity_share": 0.8,
     "minimum_effect": 0.1,
+    "minimum_node_nats": MINIMUM_NODE_NATS,
     "robust_share": 0.9,
 }
 """Fixed before the run: what a grade depends on (DESIGN §5; minimum effect chosen: one failure in ten)."""

@@ -77,6 +77,18 @@ def test_without_a_node_that_pushes_failures_more_than_twins_nothing_is_claimed(
     assert found.nodes == ()
 
 
+def test_a_circuit_that_flips_nothing_is_inconclusive_whatever_its_nodes_measured() -> None:
+    found = circuit(16, 0, 0)
+    assert found.grade == "inconclusive"
+    assert "changed none of 16" in found.notes[0]
+
+
+def test_rounding_noise_is_no_push_towards_failure() -> None:
+    noise = [line("d-0", "certify", margin_after_nats=1.0 - 1e-5), line("h-0", "necessity")]
+    [found] = mode_circuits([result("d-0"), result("h-0")], noise, THRESHOLDS)
+    assert found.nodes == ()
+
+
 def test_every_control_set_must_be_beaten_not_their_mean() -> None:
     discovery = [line("d-0", "certify", flipped=True)]
     own = [line(f"h-{i}", "necessity", flipped=i < 14) for i in range(16)]

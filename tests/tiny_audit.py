@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import save_tiny, tiny_tokenizer
+from tiny_models import save_tiny, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from evalkit import cli

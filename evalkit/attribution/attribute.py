@@ -23,6 +23,7 @@ from evalkit.attribution.cases import Case, align
 from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
 from evalkit.attribution.shortlist import Place, Side, Table, shortlist, tabulate
 from evalkit.chain import UNCHAINED
+from evalkit.circuits import MINIMUM_NODE_NATS
 from evalkit.models.text import Prompt, Run, TextModel
 from evalkit.plugins import Probe
 from evalkit.probes.pairs import margins_of_pairs
@@ -295,7 +296,9 @@ def node_id(c: Certified) -> str:
 
 def best_first(certified: Sequence[Certified]) -> list[Certified]:
     """Nodes that push towards failure when measured, strongest first; ties by (hook, position, feature)."""
-    return sorted((c for c in certified if c.ablation > 0), key=lambda c: (-c.ablation, c.key))
+    return sorted(
+        (c for c in certified if c.ablation > MINIMUM_NODE_NATS), key=lambda c: (-c.ablation, c.key)
+    )
 
 
 def _switch_off(

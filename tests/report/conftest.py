@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import synthetic
+from synthetic import Run
 
-from evalkit.records import GateReport, Plan, Results, json_text
+from evalkit.records import json_text
 from evalkit.report import write_report
-
-
-class Run(NamedTuple):
-    results: Results
-    plan: Plan
-    gate: GateReport
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import NamedTuple
 
 from evalkit import records as r
 
 HOOKS = ("layers.12", "layers.16", "layers.24")
 TOPICS = ("Lyon", "Marseille", "Turin", "Osaka", "Porto", "Graz", "Bergen", "Malmö")
+
+
+class Run(NamedTuple):
+    results: r.Results
+    plan: r.Plan
+    gate: r.GateReport
 
 
 def sha(word: str) -> str:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Run
 from payloads import PAYLOADS, infected
+from synthetic import Run
 
 from evalkit import records as r
 from evalkit.report import build_view, render_html

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import Run
+from synthetic import Run
 
 from evalkit.errors import RunError
 from evalkit.records import json_text

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 import synthetic
-from conftest import Run
+from synthetic import Run
 
 from evalkit import records as r
 from evalkit.report import build_view

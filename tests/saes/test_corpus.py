@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import tiny_tokenizer
 
 from evalkit.errors import SaeError
 from evalkit.saes.catalogue import shipped_recipes
@@ -18,7 +19,6 @@ from evalkit.saes.corpus import (
     build_corpus,
     load_corpus_config,
 )
-from tests.conftest import tiny_tokenizer
 
 
 def recipe(*sources: dict[str, Any], **changes: Any) -> CorpusConfig:

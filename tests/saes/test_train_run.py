@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from evalkit.errors import SaeError
@@ -15,7 +16,6 @@ from evalkit.saes.harvest import ChunkStreams
 from evalkit.saes.loaders import load_sae
 from evalkit.saes.train_run import Source, evenly, judge_saes, limits_of, train_saes
 from evalkit.saes.training_config import SaeSpec, TrainingConfig
-from tests.conftest import tiny_tokenizer
 from tests.saes.test_coder import make
 from tests.saes.test_judging import chunks
 
