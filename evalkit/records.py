@@ -21,6 +21,7 @@ Grade = Literal["observed", "attributed", "confirmed", "robust", "refuted", "inc
 Context = Literal["neutral", "test", "deployment"]
 Modality = Literal["text", "audio", "vision", "scripted"]
 Baseline = Literal["ablation", "contrast"]
+Purpose = Literal["certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer"]
 ControlKind = Literal[
     "none", "frozen_random", "residual_coordinate", "dense_neuron", "matched_random", "random_direction",
     "whole_stream",
@@ -519,7 +520,7 @@ class InterventionRecord(Record):
 
     sample: str
     circuit: str | None
-    purpose: Literal["certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer"]
+    purpose: Purpose
     nodes: tuple[str, ...]
     baseline: Baseline
     control_kind: ControlKind

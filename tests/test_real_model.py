@@ -97,7 +97,7 @@ def test_every_failure_of_a_real_audit_is_attributed_and_certified(audited: tupl
     for failure in failures:
         attribution = failure.attribution
         assert attribution is not None and attribution.no_attribution is None
-        assert sum(n.confirmed_nats is not None for n in attribution.nodes) == 16
+        assert sum(n.confirmed_nats is not None for n in attribution.nodes) == 12
         assert 0 in attribution.excluded_positions
         assert attribution.identity_gap_nats is not None and attribution.identity_gap_nats < 1e-2
 

@@ -30,11 +30,13 @@ from evalkit.probes.pairs import margins_of_pairs
 from evalkit.records import (
     Attribution,
     AttributionSpec,
+    Baseline,
     ControlKind,
     ErrorNode,
     InterventionRecord,
     Node,
     Outcome,
+    Purpose,
 )
 from evalkit.saes.coder import Sae
 
@@ -117,7 +119,7 @@ def attribute_batch(
     tables = tabulate_all(bench, audited.saes)
     certified = _certify_all(bench, audited.saes, tables, spec.confirm, contrast=True)
     ledger: list[list[InterventionRecord]] = [
-        [r for c in certified[n] for r in _certificates(bench, n, c)] for n in range(len(cases))
+        [r for c in certified[n] for r in _certificates(bench, n, audited, c)] for n in range(len(cases))
     ]
     _switch_off(bench, audited, certified, sizes, ledger)
     _ceilings(bench, certified, ledger)
@@ -252,30 +254,19 @@ def effects_of(bench: Bench, saes: Mapping[str, Sae], changes: Sequence[Change])
     return effects
 
 
-def _certificates(bench: Bench, n: int, c: Certified) -> list[InterventionRecord]:
+def _certificates(bench: Bench, n: int, coders: Coders, c: Certified) -> list[InterventionRecord]:
     """Ledger lines of one certified node; the outcome is what the margin says, where that decides."""
-    effects: list[tuple[str, float]] = [("ablation", c.ablation)]
+    effects: list[tuple[Baseline, float]] = [("ablation", c.ablation)]
     if c.contrast is not None:
         effects.append(("contrast", c.contrast))
-    return [
-        InterventionRecord(
-            sample=bench.cases[n].sample.id,
-            circuit=None,
-            purpose="certify",
-            nodes=(node_id(c),),
-            baseline=baseline,  # type: ignore[arg-type]
-            control_kind="none",
-            control_seed=None,
-            selected=True,
-            size=1,
-            margin_before_nats=bench.margin(n),
-            margin_after_nats=bench.margin(n) - effect,
-            outcome_after=_outcome_by_margin(bench, n, bench.margin(n) - effect),
-            flipped=_outcome_by_margin(bench, n, bench.margin(n) - effect) == "pass",
-            previous=UNCHAINED,
+    lines = []
+    for baseline, effect in effects:
+        after = bench.margin(n) - effect
+        outcome = _outcome_by_margin(bench, n, after)
+        lines.append(
+            ledger_line(bench, n, coders, "certify", [node_id(c)], 1, outcome, after, baseline=baseline)
         )
-        for baseline, effect in effects
-    ]
+    return lines
 
 
 def _outcome_by_margin(bench: Bench, n: int, margin: float) -> Outcome | None:
@@ -325,7 +316,7 @@ def _switch_off(
     collateral: dict[int, float] = {}
     if coders.kind == "none":
         collateral = collateral_kl(bench, coders.saes, _twin_changes(bench, jobs))
-    measured: dict[tuple[int, int], tuple[Outcome, float, float | None]] = {}
+    measured: dict[tuple[int, int], tuple[Outcome, float | None, float | None]] = {}
     for batch, run in rerun_changes(bench.model, bench.captured.run, coders.saes, changes):
         for i, result in zip(batch, decide(bench, run, [jobs[i][0] for i in batch]), strict=True):
             measured[jobs[i][:2]] = (*result, collateral.get(i))
@@ -333,18 +324,21 @@ def _switch_off(
         for size in sizes if nodes else ():
             outcome, margin, kl = measured[n, min(size, len(nodes))]
             names = [node_id(c) for c in nodes[:size]]
-            ledger[n].append(_necessity(bench, n, coders, names, size, outcome, margin, kl))
+            line = ledger_line(bench, n, coders, "necessity", names, size, outcome, margin, collateral=kl)
+            ledger[n].append(line)
 
 
-def decide(bench: Bench, run: Run, cases: Sequence[int]) -> list[tuple[Outcome, float]]:
-    """Score each row again after decoding again; and its margin."""
+def decide(bench: Bench, run: Run, cases: Sequence[int]) -> list[tuple[Outcome, float | None]]:
+    """Decode and score each row again: its outcome, and its margin where scoring gives one.
+
+    A generated response is judged by what it says; its old text's margin under the change would cost
+    another pass and decide nothing, so it is left unmeasured.
+    """
     chosen = [bench.cases[n] for n in cases]
     scores = bench.probe.rescore(
         bench.model, run, [c.sample for c in chosen], [c.prompt for c in chosen], bench.seed
     )
-    with torch.no_grad():
-        margins = margins_of_pairs(bench.model, run, [c.pair for c in chosen]).tolist()
-    return [(s.outcome, m) for s, m in zip(scores, margins, strict=True)]
+    return [(s.outcome, s.margin_nats) for s in scores]
 
 
 def _zero(c: Certified, offset: int) -> Setting:
@@ -387,30 +381,35 @@ def collateral_kl(bench: Bench, saes: Mapping[str, Sae], changes: Mapping[int, C
     return out
 
 
-def _necessity(
+def ledger_line(
     bench: Bench,
     n: int,
     coders: Coders,
+    purpose: Purpose,
     nodes: Sequence[str],
     size: int,
-    outcome: Outcome,
-    margin: float,
-    collateral: float | None,
+    outcome: Outcome | None,
+    margin: float | None,
+    *,
+    collateral: float | None = None,
+    circuit: str | None = None,
+    baseline: Baseline = "ablation",
 ) -> InterventionRecord:
+    """One measured change to case `n`, for interventions.jsonl; the store chains it."""
     return InterventionRecord(
         sample=bench.cases[n].sample.id,
-        circuit=None,
-        purpose="necessity",
+        circuit=circuit,
+        purpose=purpose,
         nodes=tuple(nodes),
-        baseline="contrast" if coders.kind == "whole_stream" else "ablation",
+        baseline="contrast" if coders.kind == "whole_stream" else baseline,
         control_kind=coders.kind,
         control_seed=coders.seed,
-        selected=True,
+        selected=coders.kind != "matched_random",
         size=size,
         margin_before_nats=bench.margin(n),
         margin_after_nats=margin,
         outcome_after=outcome,
-        flipped=outcome == "pass",
+        flipped=outcome == ("fail" if purpose == "sufficiency" else "pass"),
         collateral_kl=collateral,
         previous=UNCHAINED,
     )
@@ -438,7 +437,7 @@ def _ceilings(
         changed = bench.model.rerun(run, [n], lowest, start, edits)
         [(outcome, margin)] = decide(bench, changed, [n])
         names = [f"{h}/p{p}" for h, p in places]
-        ledger[n].append(_necessity(bench, n, whole, names, len(nodes), outcome, margin, None))
+        ledger[n].append(ledger_line(bench, n, whole, "necessity", names, len(nodes), outcome, margin))
 
 
 def baseline_stream(bench: Bench, n: int, hook: str, position: int) -> Tensor:

@@ -28,6 +28,7 @@ from evalkit.attribution.attribute import (
     contrast_places,
     decide,
     effects_of,
+    ledger_line,
     make_bench,
     row_of,
     tabulate_all,
@@ -35,7 +36,6 @@ from evalkit.attribution.attribute import (
 from evalkit.attribution.cases import Case, Contrast
 from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
 from evalkit.attribution.shortlist import Table, in_turn
-from evalkit.chain import UNCHAINED
 from evalkit.circuits import own_size, rank_shared, shared_id, split_shared
 from evalkit.models.text import Prompt, TextModel
 from evalkit.plugins import Probe
@@ -147,7 +147,9 @@ def _choose(mode: ModeInput, half: _Half, coders: Coders, n: int) -> list[Interv
         measured = dict(zip(moving, effect, strict=True))
         for c, node in jobs:
             after = bench.margin(c) - measured.get((c, node), 0.0)
-            records.append(_record(mode, bench, c, coders, "certify", [node], 1, None, after))
+            records.append(
+                ledger_line(bench, c, coders, "certify", [node], 1, None, after, circuit=mode.name)
+            )
     return records
 
 
@@ -191,7 +193,7 @@ def _test_sets(
     drop = coders.kind == "matched_random"  # draws are often inactive here, and carry no collateral
     changes = [_without_inactive(bench, coders, _zero(bench, c, nodes), drop) for c, _, nodes in jobs]
     moving = [i for i, change in enumerate(changes) if change.settings]
-    decided: dict[int, tuple[Outcome, float]] = {}
+    decided: dict[int, tuple[Outcome, float | None]] = {}
     for batch, run in rerun_changes(
         bench.model, bench.captured.run, coders.saes, [changes[i] for i in moving]
     ):
@@ -201,8 +203,7 @@ def _test_sets(
     twins = [(i, None if drop else _zero_twin(bench, c, nodes)) for i, (c, _, nodes) in enumerate(jobs)]
     collateral = collateral_kl(bench, coders.saes, {i: t for i, t in twins if t is not None and t.settings})
     return [
-        _record(
-            mode,
+        ledger_line(
             bench,
             c,
             coders,
@@ -211,6 +212,7 @@ def _test_sets(
             size,
             *decided.get(i, ("fail", bench.margin(c))),
             collateral=collateral.get(i),
+            circuit=mode.name,
         )
         for i, (c, size, nodes) in enumerate(jobs)
     ]
@@ -288,7 +290,11 @@ def _ceiling(mode: ModeInput, half: _Half, nodes: Sequence[str]) -> list[Interve
             lowest = min(edits, key=bench.model.layer_of)
             changed = bench.model.rerun(run, [c], lowest, start, edits)
             [(outcome, margin)] = decide(bench, changed, [c])
-            records.append(_record(mode, bench, c, whole, "necessity", nodes, len(nodes), outcome, margin))
+            records.append(
+                ledger_line(
+                    bench, c, whole, "necessity", nodes, len(nodes), outcome, margin, circuit=mode.name
+                )
+            )
     return records
 
 
@@ -318,9 +324,19 @@ def _sufficiency(
                 batch, decide(bench, run, [jobs[i][0] for i in batch]), strict=True
             ):
                 c, size, _ = jobs[i]
-                record = _record(mode, bench, c, coders, "sufficiency", nodes[:size], size, outcome, margin)
                 records.append(
-                    record.model_copy(update={"flipped": outcome == "fail", "baseline": "contrast"})
+                    ledger_line(
+                        bench,
+                        c,
+                        coders,
+                        "sufficiency",
+                        nodes[:size],
+                        size,
+                        outcome,
+                        margin,
+                        circuit=mode.name,
+                        baseline="contrast",
+                    )
                 )
     return records
 
@@ -365,8 +381,7 @@ def _matched(
         matched = Coders("matched_random", draw, coders.saes)
         for bench in held_out.benches:
             jobs = [(c, size, list(dict.fromkeys(drawn))) for c in range(len(bench.cases))]
-            rows = _test_sets(mode, bench, matched, jobs)
-            records += [r.model_copy(update={"selected": False}) for r in rows]
+            records += _test_sets(mode, bench, matched, jobs)
     return records
 
 
@@ -381,34 +396,3 @@ def _active_nodes(half: _Half, coders: Coders) -> dict[tuple[str, str], list[str
                         shared_id(table.hook, roles[p], int(f))
                     )
     return {place: sorted(names) for place, names in pool.items()}
-
-
-def _record(
-    mode: ModeInput,
-    bench: Bench,
-    c: int,
-    coders: Coders,
-    purpose: str,
-    nodes: Sequence[str],
-    size: int,
-    outcome: Outcome | None,
-    margin: float,
-    collateral: float | None = None,
-) -> InterventionRecord:
-    return InterventionRecord(
-        sample=bench.cases[c].sample.id,
-        circuit=mode.name,
-        purpose=purpose,  # type: ignore[arg-type]
-        nodes=tuple(nodes),
-        baseline="contrast" if coders.kind == "whole_stream" else "ablation",
-        control_kind=coders.kind,
-        control_seed=coders.seed,
-        selected=True,
-        size=size,
-        margin_before_nats=bench.margin(c),
-        margin_after_nats=margin,
-        outcome_after=outcome,
-        flipped=outcome == "pass",
-        collateral_kl=collateral,
-        previous=UNCHAINED,
-    )
