@@ -299,7 +299,7 @@ def _switch_off(
     sizes: Sequence[int],
     ledger: list[list[InterventionRecord]],
 ) -> None:
-    """Ablate each case's own best nodes together, at every size; record flips and (audited) collateral.
+    """Ablate each case's own best nodes together, at every size; record flips and collateral.
 
     A case with fewer nodes than a size is measured once, with all it has, for every larger size.
     """
@@ -313,9 +313,7 @@ def _switch_off(
     changes = [
         Change(n, tuple(_zero(c, bench.captured.run.offset(n)) for c in nodes)) for n, _, nodes in jobs
     ]
-    collateral: dict[int, float] = {}
-    if coders.kind == "none":
-        collateral = collateral_kl(bench, coders.saes, _twin_changes(bench, jobs))
+    collateral = collateral_kl(bench, coders.saes, _twin_changes(bench, jobs))
     measured: dict[tuple[int, int], tuple[Outcome, float | None, float | None]] = {}
     for batch, run in rerun_changes(bench.model, bench.captured.run, coders.saes, changes):
         for i, result in zip(batch, decide(bench, run, [jobs[i][0] for i in batch]), strict=True):

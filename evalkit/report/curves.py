@@ -65,9 +65,10 @@ def _table(name: str, order: list[str], by_kind: dict[str, dict[int, list[SizePo
         seeds = {point.seed for points in by_kind[kind].values() for point in points}
         label = kind_name(kind) if len(seeds) < 2 else f"{kind_name(kind)}, {len(seeds)} seeds"
         rows.append((label, *(_cell(by_kind[kind].get(size, [])) for size in sizes)))
-    kl = [_mean_kl(by_kind["none"].get(size, [])) for size in sizes] if "none" in by_kind else []
-    if any(cell != "–" for cell in kl):
-        rows.append(("collateral of the SAE, KL in nats", *kl))
+    for kind in order:
+        kl = [_mean_kl(by_kind[kind].get(size, [])) for size in sizes]
+        if any(cell != "–" for cell in kl):
+            rows.append((f"collateral of {kind_name(kind)}, KL in nats", *kl))
     if any(point.n_broken for points in by_kind.get("none", {}).values() for point in points):
         broken = [str(sum(p.n_broken for p in by_kind["none"].get(size, []))) for size in sizes]
         rows.append(("broken outputs of the SAE", *broken))
@@ -76,7 +77,9 @@ def _table(name: str, order: list[str], by_kind: dict[str, dict[int, list[SizePo
         *(Column(text.plural(size, "node"), "num") for size in sizes),
     )
     note = (
-        "Failures flipped to passes, of those attributed. Several seeds: the least and the most that flipped."
+        "Failures flipped to passes, of those attributed. Several seeds: the least and the most that flipped. "
+        "Collateral: mean divergence of the passing twin's next token under the same change; flips bought "
+        "with more collateral show less."
     )
     return Table(f"{name}: flips by number of nodes", columns, tuple(rows), note)
 
