@@ -77,7 +77,7 @@ def _table(name: str, order: list[str], by_kind: dict[str, dict[int, list[SizePo
         *(Column(text.plural(size, "node"), "num") for size in sizes),
     )
     note = (
-        "Failures flipped to passes, of those attributed. Several seeds: the least and the most that flipped. "
+        "Failures flipped to passes, of those attributed. Several seeds: the least and the most. "
         "Collateral: mean divergence of the passing twin's next token under the same change; flips bought "
         "with more collateral show less."
     )
