@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -92,16 +93,23 @@ class Prepared(NamedTuple):
         return {s.id: s for s in self.plan.samples}
 
 
-def options_record(options: Options) -> dict[str, JsonValue]:
-    """The options as the manifest keeps them, so that a step can be taken again later."""
-    record = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in options._asdict().items()}
+def options_record(options: Options, folder: Path) -> dict[str, JsonValue]:
+    """The options as the manifest keeps them, so that a step can be taken again later.
+
+    Paths are relative to the run's `folder`: a checkout can move, and the record names no machine's paths.
+    """
+    start = folder.resolve()
+    record = {
+        k: os.path.relpath(v.resolve(), start) if isinstance(v, Path) else v
+        for k, v in options._asdict().items()
+    }
     return {k: v for k, v in record.items() if k not in ("out", "resume", "offline")}
 
 
 def options_from(record: dict[str, JsonValue], folder: Path) -> Options:
     """The options of a stored run, to go on with it in `folder`."""
     known = {k: v for k, v in record.items() if k in Options._fields}
-    paths = {k: Path(str(known[k])) for k in ("suite", "saes") if known.get(k) is not None}
+    paths = {k: (folder / str(known[k])).resolve() for k in ("suite", "saes") if known.get(k) is not None}
     return Options(**{**known, **paths, "out": folder, "resume": True})  # type: ignore[arg-type]
 
 

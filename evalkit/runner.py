@@ -109,7 +109,7 @@ def open_store(options: Options, prepared: Prepared) -> RunStore:
                 model=prepared.model.record,
                 saes=prepared.sae_records,
                 environment=prepared.environment,
-                options=planning.options_record(options),
+                options=planning.options_record(options, folder),
             )
         )
     return store

@@ -204,7 +204,7 @@ def test_the_options_of_a_run_are_read_back_from_its_manifest(
     asked = Options(
         Path("suite.yaml"), "some-model", Path("saes"), Path("run"), 3, 5, "cpu", "bfloat16", offline=True
     )
-    record = json.loads(json.dumps(planning.options_record(asked)))
+    record = json.loads(json.dumps(planning.options_record(asked, tmp_path / "run")))
     assert not {"out", "resume", "offline"} & set(record)
     monkeypatch.chdir("/")
     back = planning.options_from(record, tmp_path / "run")
@@ -216,7 +216,9 @@ def test_the_options_of_a_run_are_read_back_from_its_manifest(
         offline=False,
     )
     assert back == expected
-    bare = planning.options_from(planning.options_record(Options(tmp_path / "suite.yaml")), tmp_path)
+    bare = planning.options_from(
+        planning.options_record(Options(tmp_path / "suite.yaml"), tmp_path), tmp_path
+    )
     assert bare.saes is None and bare.model is None and bare.limit is None
 
 
