@@ -667,7 +667,7 @@ class CircuitEdge(Record):
 
 
 class Necessity(Record):
-    """What became of failures when the circuit was switched off (or alone kept on)."""
+    """What became of failures when the circuit was switched off (sufficiency: of twins given its values)."""
 
     n: Count
     n_flipped: Count

@@ -231,7 +231,7 @@ def _circuit(circuit: Circuit) -> CircuitReport:
         Fact("Grade", f"{circuit.grade}: {judging.GRADE_MEANING[circuit.grade]}"),
         Fact("Nodes switched off", text.count(circuit.size)),
         Fact("Necessity (switched off)", _effect(circuit.necessity)),
-        Fact("Sufficiency (alone kept)", _effect(circuit.sufficiency)),
+        Fact("Sufficiency (given to passing twins)", _effect(circuit.sufficiency)),
         Fact("Flip rate over specifications", text.percent(circuit.flip_rate)),
     ]
     rows = tuple(
