@@ -19,7 +19,6 @@ from evalkit.models.norms import frozen_scales, scales_held
 from evalkit.models.text import Run, TextModel
 from evalkit.probes.pairs import margins_of_pairs
 from evalkit.records import SaeCard
-from evalkit.saes.coder import Sae
 
 NORM_FACTOR = 6.0  # DESIGN §5: without a card, streams above 6 × the median norm are not decomposed
 
@@ -71,8 +70,3 @@ def decomposed_positions(stream: Float[Tensor, "pos d_model"], card: SaeCard | N
         limit = NORM_FACTOR * float(norms[1:].median() if len(norms) > 1 else norms.median())
     excluded = set(card.excluded_positions) if card is not None else {0}
     return [p not in excluded and float(n) <= limit for p, n in enumerate(norms)]
-
-
-def hooks_of(saes: Sequence[Sae]) -> tuple[str, ...]:
-    """The hooks of the SAEs, in the order of the SAEs."""
-    return tuple(s.hook for s in saes)
