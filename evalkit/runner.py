@@ -40,7 +40,6 @@ from evalkit.store import (
     export_samples,
     new_run_folder,
     read_manifest,
-    read_run,
     write_gate,
 )
 
@@ -67,7 +66,6 @@ def audit(options: Options, progress: Progress) -> Audited:
         results = conclude(prepared, store, progress)
         folder = store.folder
     report = judge(folder, results, prepared)
-    results = read_run(folder).results or results
     progress(Step("rendering the report", 0, 1, ""))
     write_report(folder)
     progress(Step("rendering the report", 1, 1, ""))

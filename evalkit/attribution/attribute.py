@@ -422,20 +422,25 @@ def _ceilings(
         nodes = best_first(certified[n])
         if case.contrast.kind not in ("twin", "group") or not nodes or bench.other_run is None:
             continue
-        run, offset = bench.captured.run, bench.captured.run.offset(n)
         places = sorted({c.key[:2] for c in nodes})
-        start = min(p for _, p in places) + offset
-        edits = {
-            hook: set_stream(
-                [(0, p + offset, baseline_stream(bench, n, hook, p)) for h, p in places if h == hook], start
-            )
-            for hook in {h for h, _ in places}
-        }
-        lowest = min(edits, key=bench.model.layer_of)
-        changed = bench.model.rerun(run, [n], lowest, start, edits)
-        [(outcome, margin)] = decide(bench, changed, [n])
+        outcome, margin = move_stream(bench, n, places)
         names = [f"{h}/p{p}" for h, p in places]
         ledger[n].append(ledger_line(bench, n, whole, "necessity", names, len(nodes), outcome, margin))
+
+
+def move_stream(bench: Bench, n: int, places: Sequence[tuple[str, int]]) -> tuple[Outcome, float | None]:
+    """Decode and score case `n` again with its whole stream at (hook, position) moved to the contrast's."""
+    offset = bench.captured.run.offset(n)
+    start = min(p for _, p in places) + offset
+    edits = {
+        hook: set_stream(
+            [(0, p + offset, baseline_stream(bench, n, hook, p)) for h, p in places if h == hook], start
+        )
+        for hook in {h for h, _ in places}
+    }
+    lowest = min(edits, key=bench.model.layer_of)
+    [decided] = decide(bench, bench.model.rerun(bench.captured.run, [n], lowest, start, edits), [n])
+    return decided
 
 
 def baseline_stream(bench: Bench, n: int, hook: str, position: int) -> Tensor:

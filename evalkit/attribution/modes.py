@@ -23,18 +23,18 @@ import torch
 from evalkit.attribution.attribute import (
     Bench,
     Coders,
-    baseline_stream,
     collateral_kl,
     contrast_places,
     decide,
     effects_of,
     ledger_line,
     make_bench,
+    move_stream,
     row_of,
     tabulate_all,
 )
 from evalkit.attribution.cases import Case, Contrast
-from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
+from evalkit.attribution.certify import Change, Setting, rerun_changes
 from evalkit.attribution.shortlist import Table, in_turn
 from evalkit.circuits import own_size, rank_shared, shared_id, split_shared
 from evalkit.models.text import Prompt, TextModel
@@ -273,23 +273,12 @@ def _ceiling(mode: ModeInput, half: _Half, nodes: Sequence[str]) -> list[Interve
         for c, case in enumerate(bench.cases):
             if case.contrast.kind not in ("twin", "group") or not nodes:
                 continue
-            run, offset = bench.captured.run, bench.captured.run.offset(c)
             places = sorted(
                 {(h, p) for h, role, _ in map(split_shared, nodes) for p in _positions(bench, c, h, role)}
             )
             if not places:
                 continue
-            start = min(p for _, p in places) + offset
-            edits = {
-                hook: set_stream(
-                    [(0, p + offset, baseline_stream(bench, c, hook, p)) for h, p in places if h == hook],
-                    start,
-                )
-                for hook in {h for h, _ in places}
-            }
-            lowest = min(edits, key=bench.model.layer_of)
-            changed = bench.model.rerun(run, [c], lowest, start, edits)
-            [(outcome, margin)] = decide(bench, changed, [c])
+            outcome, margin = move_stream(bench, c, places)
             records.append(
                 ledger_line(
                     bench, c, whole, "necessity", nodes, len(nodes), outcome, margin, circuit=mode.name
