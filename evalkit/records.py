@@ -145,6 +145,8 @@ class AttributionSpec(Record):
     """Nodes recorded per failure, over all hooks."""
     confirm: Annotated[int, Field(ge=1, le=4096)] = 16
     """Exact measurements per failure, over all hooks."""
+    max_edges: Annotated[int, Field(ge=0, le=65536)] = 64
+    """Edges recorded per failure, strongest first; 0: edges are not looked for."""
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Share of groups kept away from the choice of circuits."""
 
@@ -471,11 +473,20 @@ class ErrorNode(Record):
 
 
 class Edge(Record):
+    """What one node does to another at the next hook, in units of the target's activation."""
+
     source: str
+    """Id of a node; `HOOK/pPOSITION/error`, what an SAE left unexplained there; or `embedding/pPOSITION`."""
     target: str
+    """Id of a node."""
     estimate_activation: float
+    """Source's change to its baseline × gradient."""
     confirmed_activation: float | None
+    """Target before − target after the source was really set to its baseline; only this counts."""
     effect_nats: float | None
+    """`confirmed_activation` × the target's measured nats per unit; positive pushes towards failure."""
+    baseline: Baseline = "ablation"
+    """`ablation`: the source goes to zero. `contrast`: it is off here and takes its contrast value."""
 
 
 class Attribution(Record):
@@ -536,6 +547,8 @@ class InterventionRecord(Record):
     """fail → pass after decoding and scoring again."""
     collateral_kl: float | None = None
     """KL divergence of the passing twin's next token under the same change, nats."""
+    targets: dict[str, tuple[float, float]] = {}
+    """`edge` only: node at the next hook → its activation before and after."""
     previous: Sha256
 
 

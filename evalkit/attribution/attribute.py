@@ -4,8 +4,9 @@ For each batch of failures of one probe (a pure function of plan, model and SAEs
 1. capture streams and gradients of the failures, and the streams of their contrast samples;
 2. tabulate every candidate node at every hook, with the error term and its identity;
 3. shortlist by both estimators and both baselines, and measure the shortlist exactly;
-4. switch off each failure's own best 1, 2, 4 … nodes at once and score the model's answer again;
-5. put every control SAE through 2–4 unchanged: same estimators, same certificate, same count.
+4. find the edges between certified nodes of consecutive hooks, and measure them exactly;
+5. switch off each failure's own best 1, 2, 4 … nodes at once and score the model's answer again;
+6. put every control SAE through 2, 3 and 5 unchanged: same estimators, same certificate, same count.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from evalkit import stats
 from evalkit.attribution.capture import Captured, capture, decomposed_positions
 from evalkit.attribution.cases import Case, align
 from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
+from evalkit.attribution.edges import Point, find_edges
 from evalkit.attribution.shortlist import Place, Side, Table, shortlist, tabulate
 from evalkit.chain import UNCHAINED
 from evalkit.circuits import MINIMUM_NODE_NATS
@@ -32,6 +34,7 @@ from evalkit.records import (
     AttributionSpec,
     Baseline,
     ControlKind,
+    Edge,
     ErrorNode,
     InterventionRecord,
     Node,
@@ -121,6 +124,7 @@ def attribute_batch(
     ledger: list[list[InterventionRecord]] = [
         [r for c in certified[n] for r in _certificates(bench, n, audited, c)] for n in range(len(cases))
     ]
+    edges = _edges(bench, audited, certified, spec.max_edges, ledger)
     _switch_off(bench, audited, certified, sizes, ledger)
     _ceilings(bench, certified, ledger)
     for control in controls:
@@ -130,7 +134,10 @@ def attribute_batch(
         _switch_off(bench, control, same, sizes, ledger)
     return [
         Attributed(
-            case.sample.id, bench.margin(n), _attribution(bench, n, tables[n], certified[n], spec), ledger[n]
+            case.sample.id,
+            bench.margin(n),
+            _attribution(bench, n, tables[n], certified[n], edges[n], spec),
+            ledger[n],
         )
         for n, case in enumerate(cases)
     ]
@@ -276,7 +283,38 @@ def _outcome_by_margin(bench: Bench, n: int, margin: float) -> Outcome | None:
     return "fail" if margin > 0 else "pass" if margin < 0 else "unscored"
 
 
-# ---------------------------------------------------------------------------------- 4. switch off, score
+# -------------------------------------------------------------------------------------------- 4. edges
+
+
+def _edges(
+    bench: Bench,
+    coders: Coders,
+    certified: Sequence[Sequence[Certified]],
+    max_edges: int,
+    ledger: list[list[InterventionRecord]],
+) -> list[tuple[Edge, ...]]:
+    """Per case, the edges between its certified nodes; one ledger line per source that was moved."""
+    points = [[p for c in nodes if (p := _point(c)) is not None] for nodes in certified]
+    found = find_edges(bench.model, bench.captured.run, coders.saes, points, bench.decomposed, max_edges)
+    for n, edges in enumerate(found):
+        for r in edges.readings:
+            line = ledger_line(bench, n, coders, "edge", [r.source], 1, None, None, baseline=r.baseline)
+            ledger[n].append(line.model_copy(update={"targets": r.targets}))
+    return [f.edges for f in found]
+
+
+def _point(c: Certified) -> Point | None:
+    """A node whose measured effect counts; off on the sample, it is one by its contrast value."""
+    value = float(c.table.value[c.row])
+    if value != 0 and max(abs(c.ablation), abs(c.contrast or 0.0)) > MINIMUM_NODE_NATS:
+        return Point(*c.key, value, 0.0, "ablation", c.ablation / value)
+    if value == 0 and abs(c.contrast or 0.0) > MINIMUM_NODE_NATS:
+        to = float(c.table.baselines[c.row].mean())
+        return Point(*c.key, value, to, "contrast", (c.contrast or 0.0) / -to if to else None)
+    return None
+
+
+# ---------------------------------------------------------------------------------- 5. switch off, score
 
 
 def node_id(c: Certified) -> str:
@@ -460,7 +498,12 @@ def baseline_stream(bench: Bench, n: int, hook: str, position: int) -> Tensor:
 
 
 def _attribution(
-    bench: Bench, n: int, tables: Sequence[Table], certified: Sequence[Certified], spec: AttributionSpec
+    bench: Bench,
+    n: int,
+    tables: Sequence[Table],
+    certified: Sequence[Certified],
+    edges: tuple[Edge, ...],
+    spec: AttributionSpec,
 ) -> Attribution:
     case = bench.cases[n]
     exact = {c.key: c for c in certified}
@@ -487,6 +530,7 @@ def _attribution(
         baseline_samples=case.contrast.samples,
         nodes=tuple(kept),
         errors=tuple(errors),
+        edges=edges,
         error_share=error_total / total if total > 0 else None,
         excluded_positions=tuple(sorted({p for t in tables for p in t.excluded})),
         excluded_share=excluded_total / total if total > 0 else None,

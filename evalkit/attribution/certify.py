@@ -42,9 +42,16 @@ class Change(NamedTuple):
 
 
 def rerun_changes(
-    model: TextModel, run: Run, saes: Mapping[str, Sae], changes: Sequence[Change]
+    model: TextModel,
+    run: Run,
+    saes: Mapping[str, Sae],
+    changes: Sequence[Change],
+    until: str | None = None,
 ) -> Iterator[tuple[list[int], Run]]:
     """Recompute every change in batches.
+
+    Args:
+        until: the last hook that is wanted; its stream is kept and no block above it runs.
 
     Yields:
         The indices into `changes` of a batch, and the state after them. Batches group changes by
@@ -61,7 +68,8 @@ def rerun_changes(
             for hook in saes
             if any(_at(changes[i], hook) for i in batch)
         }
-        yield batch, model.rerun(run, [changes[i].row for i in batch], lowest[batch[0]], start, edits)
+        rows, keep = [changes[i].row for i in batch], () if until is None else (until,)
+        yield batch, model.rerun(run, rows, lowest[batch[0]], start, edits, keep, until)
 
 
 def _at(change: Change, hook: str) -> list[Setting]:

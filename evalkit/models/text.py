@@ -13,7 +13,7 @@ A hook `layers.N` is the residual stream after block N (blocks count from 0). Bl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -27,6 +27,9 @@ from transformers.utils import logging as transformers_logging
 from evalkit.errors import ModelError, SuiteError
 from evalkit.models.resolve import ResolvedModel
 from evalkit.records import ModelRecord, Sample
+
+EMBEDDING = "embedding"
+"""The stream that enters block 0: token embeddings, with positions where the model adds them."""
 
 Edit = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
 """Takes a stream (positions from `start` on) and returns the changed one."""
@@ -170,6 +173,7 @@ class TextModel:
         start: int,
         edits: Mapping[str, Edit],
         keep: Sequence[str] = (),
+        until: str | None = None,
     ) -> Run:
         """Recompute the blocks above `hook` and the positions from `start` on, with `edits` applied.
 
@@ -180,6 +184,7 @@ class TextModel:
             start: first (padded) position that is changed in any row.
             edits: hook → function of the stream at positions `start:`; no hook may lie below `hook`.
             keep: hooks whose streams (after edits, positions `start:`) are returned in `streams`.
+            until: the last hook that is wanted; blocks above it are skipped and the logits mean nothing.
         """
         layer = self.layer_of(hook)
         index = torch.tensor(list(rows), device=self.device)
@@ -196,6 +201,8 @@ class TextModel:
 
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(_start_at(self.blocks, layer, stream))
+            if until is not None:
+                stack.enter_context(_skipped(self.blocks[self.layer_of(until) + 1 :]))
             for name, edit in edits.items():
                 stack.enter_context(self._edited(name, edit))
             for name in keep:  # hooks run in order of registration: streams are kept as edited
@@ -207,6 +214,36 @@ class TextModel:
             cache.layers[below].keys = clean.layers[below].keys[index]
             cache.layers[below].values = clean.layers[below].values[index]
         return Run(logits[:, -1], cache, run.mask[index], run.ids[index], kept)
+
+    def trace(self, run: Run, hooks: Sequence[str]) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+        """The streams of `run` at `hooks` and at `EMBEDDING`, computed again, joined by one autograd graph.
+
+        Blocks above the last hook are skipped.
+        """
+        streams: dict[str, Tensor] = {}
+
+        def enter(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            streams[EMBEDDING] = inputs[0].detach().requires_grad_()
+            return (streams[EMBEDDING], *inputs[1:])
+
+        def keep(hook: str) -> Edit:
+            def edit(x: Tensor) -> Tensor:
+                streams[hook] = x
+                return x
+
+            return edit
+
+        last = max(map(self.layer_of, hooks))
+        handle = self.blocks[0].register_forward_pre_hook(enter)
+        try:
+            with torch.enable_grad(), ExitStack() as stack:
+                stack.enter_context(_skipped(self.blocks[last + 1 :]))
+                for hook in hooks:
+                    stack.enter_context(self._edited(hook, keep(hook)))
+                self._forward(run.ids, run.mask, DynamicCache())
+        finally:
+            handle.remove()
+        return streams
 
     def log_p(self, run: Run, answers: Sequence[Sequence[tuple[int, ...]]]) -> Float[Tensor, "batch answer"]:
         """Summed log-probability of each answer's tokens after each row's prompt, in nats.
@@ -414,16 +451,27 @@ def _prefix(cache: DynamicCache, index: Int[Tensor, "batch"], start: int, layer:
 def _start_at(blocks: nn.ModuleList, layer: int, stream: Tensor) -> Iterator[None]:
     """While open, blocks up to `layer` compute nothing and block `layer` returns `stream`."""
 
-    def skip(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        return hidden_states
-
     def inject(_hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
         return stream
 
-    touched = list(blocks)[: layer + 1]
-    for block in touched[:-1]:
+    with _skipped(blocks[:layer]):
+        blocks[layer].forward = inject
+        try:
+            yield
+        finally:
+            del blocks[layer].forward
+
+
+@contextmanager
+def _skipped(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """While open, these blocks compute nothing and hand the stream on."""
+
+    def skip(hidden_states: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+        return hidden_states
+
+    touched = list(blocks)
+    for block in touched:
         block.forward = skip
-    touched[-1].forward = inject
     try:
         yield
     finally:

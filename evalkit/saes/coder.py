@@ -116,6 +116,15 @@ class Sae:
         features: Tensor = arithmetic.activate(pre, self.threshold)
         return features
 
+    def reading(
+        self, x: Float[Tensor, "read d_model"], features: Int[Tensor, "read"]
+    ) -> Float[Tensor, "read"]:
+        """What each feature reads from its own row of `x`: its activation, were it on."""
+        read = (self._centred(x) * self.W_enc[:, features].T).sum(-1)
+        if self.gate is None:
+            return read + self.b_enc[features]
+        return read * self.gate.r_mag[features].exp() + self.gate.b_mag[features]
+
     def decode(self, z: Float[Tensor, "... feature"]) -> Float[Tensor, "... d_model"]:
         """z W_dec + b_dec: the reconstruction in the units the SAE was trained in.
 
