@@ -1,75 +1,75 @@
 """A run (and a baseline) against a policy → a verdict that fails closed.
 
-1. Each rule is measured: per failure mode and context, per circuit, or per SAE, whatever it covers.
+1. Each rule is measured by its family in `gating/`: per failure mode and context, per circuit, or per SAE,
+   whatever it covers.
 2. Each measurement is judged against `max` (and, mirrored, against `min`):
    - `bound: ci_high` (the default; `ci_low` for `min`): PASS if the whole interval clears the threshold,
      FAIL if the whole interval lies beyond it or the estimate does, INCONCLUSIVE in between.
    - `bound: estimate`: PASS or FAIL by the estimate alone.
    - `bound: ci_low` given for a `max`: FAIL only if the whole interval lies beyond; else PASS.
-3. INCONCLUSIVE, whatever the figures: nothing measured, fewer than `min_n`, not comparable, no SAE for a
-   feature rule, a missing baseline; and, in place of PASS, an incomplete run, or unscored samples that
-   would have turned the verdict had they failed.
+3. INCONCLUSIVE, whatever the figures: nothing measured, not a number, fewer than `min_n`, not comparable, no
+   SAE for a feature rule, a missing baseline, a run whose files contradict each other (`distrust`); and, in
+   place of PASS, an incomplete run, or unscored samples that would have turned the verdict had they failed.
 4. The worst measurement decides its rule, the worst rule the gate: FAIL before INCONCLUSIVE before PASS.
 
-`n_needed` is the sample size at which Wilson's interval would decide, were the estimate to stay. The rule
-"PASS only if the bound clears" is from evidentry's interval-aware verdicts; the method is ours.
+`n_needed` is the sample size at which the interval would decide, were the estimate and the grouping of the
+items to stay. The rule "PASS only if the bound clears" is from evidentry's interval-aware verdicts; the
+method is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
 
 from evalkit import stats
-from evalkit.errors import did_you_mean
-from evalkit.records import (
-    Attribution,
-    Circuit,
-    ContextResult,
-    FailureModeResult,
-    GateReport,
-    GateResult,
-    Grade,
-    Policy,
-    Results,
-    Rule,
-    SampleResult,
-    Verdict,
-)
+from evalkit.gating.baselines import circuit_overlaps, rate_differences
+from evalkit.gating.circuits import circuit_necessities, flip_rates, grades
+from evalkit.gating.features import error_shares, feature_shares, features_in_top_k, sae_cards
+from evalkit.gating.measuring import Measurement, checked, missing, no_mode
+from evalkit.gating.rates import failure_rates, rates_given_knowledge
+from evalkit.records import GateReport, GateResult, Policy, Results, Rule, Verdict
 
 _SEVERITY: dict[Verdict, int] = {"fail": 0, "inconclusive": 1, "pass": 2}
-_GRADES: tuple[Grade, ...] = ("observed", "attributed", "confirmed", "robust")
-_NO_SAE = "the run has no SAE; run again with --saes"
+
+_MEASURES: dict[str, Callable[[Rule, Results, Results | None], Sequence[Measurement]]] = {
+    "failure_rate": lambda rule, results, _: failure_rates(rule, results),
+    "rate_given_knowledge": lambda rule, results, _: rates_given_knowledge(rule, results),
+    "rate_difference": rate_differences,
+    "feature_share": lambda rule, results, _: feature_shares(rule, results),
+    "feature_in_top_k": lambda rule, results, _: features_in_top_k(rule, results),
+    "error_share": lambda rule, results, _: error_shares(rule, results),
+    "circuit_necessity": lambda rule, results, _: circuit_necessities(rule, results),
+    "circuit_overlap": circuit_overlaps,
+    "flip_rate": lambda rule, results, _: flip_rates(rule, results),
+    "sae_card": lambda rule, results, _: sae_cards(rule, results),
+}
+"""Every metric but `grade`, which is an order and not a figure."""
 
 
-class Measurement(NamedTuple):
-    """One figure that a rule covers."""
-
-    what: str
-    """What was measured, in words: a failure mode and context, a circuit, a hook."""
-    estimate: float | None
-    low: float | None
-    high: float | None
-    n: int
-    missing: str = ""
-    """Why there is no verdict; empty if there can be one."""
-    worst: stats.Interval | None = None
-    """The figure had everything unscored gone against the model; None if all was scored."""
-    is_rate: bool = True
-    """False: there is no sample size that would decide."""
-
-
-def judge(results: Results, policy: Policy | None, baseline: Results | None = None) -> GateReport:
+def judge(
+    results: Results, policy: Policy | None, baseline: Results | None = None, *, distrust: str = ""
+) -> GateReport:
     """The verdict of `policy` on a run, with one gate per rule.
 
-    `baseline` is an earlier run of the same suite, for `rate_difference`. Without a policy there are no
-    gates and no verdict.
+    Args:
+        results: the run.
+        policy: its rules; without one there are no gates and no verdict.
+        baseline: an earlier run of the same suite, for `rate_difference` and `circuit_overlap`.
+        distrust: why nothing that the run says can be relied on; no rule is then judged.
     """
     if policy is None:
         return GateReport(policy=None, verdict=None, gates=(), run=results.run.id)
-    gates = tuple(_judge_rule(rule, results, baseline) for rule in policy.rules)
+    why = distrust or _malformed(results)
+    gates = tuple(_judge_rule(rule, results, baseline, why) for rule in policy.rules)
     verdict = min((gate.verdict for gate in gates), key=_SEVERITY.__getitem__)
-    return GateReport(policy=policy.id, verdict=verdict, gates=gates, run=results.run.id)
+    return GateReport(
+        policy=policy.id,
+        verdict=verdict,
+        gates=gates,
+        run=results.run.id,
+        baseline=baseline.run.id if baseline else None,
+    )
 
 
 def exit_code(report: GateReport, complete: bool) -> int:
@@ -81,21 +81,32 @@ def exit_code(report: GateReport, complete: bool) -> int:
     return 4 if report.verdict == "inconclusive" else 0
 
 
+def _malformed(results: Results) -> str:
+    """What is impossible about the run as a whole; empty if nothing is."""
+    for what, ids in (
+        ("sample", [s.id for s in results.samples]),
+        ("failure mode", [m.id for m in results.failure_modes]),
+        ("circuit", [c.id for c in results.circuits]),
+    ):
+        if len(set(ids)) < len(ids):
+            return f"a {what} is listed twice: the run contradicts itself"
+    return ""
+
+
 # ------------------------------------------------------------------------------------------ judging
 
 
-def _judge_rule(rule: Rule, results: Results, baseline: Results | None) -> GateResult:
+def _judge_rule(rule: Rule, results: Results, baseline: Results | None, why: str) -> GateResult:
+    limits = [(limit, sign) for limit, sign in ((rule.max, 1), (rule.min, -1)) if limit is not None]
+    if why or (rule.metric != "grade" and not limits):
+        lost = missing(rule.failure_mode or "the run", why or "the rule has no threshold")[0]
+        return _gate(rule, limits[0][0] if limits else None, lost, "inconclusive", lost.missing, None)
     if rule.metric == "grade":
         return _judge_grade(rule, results)
-    if rule.metric == "rate_difference":
-        measured: Sequence[Measurement] = _rate_differences(rule, results, baseline)
-    else:
-        measured = _MEASURES[rule.metric](rule, results)
     gates = [
-        _judge_one(rule, threshold, sign, m, results.run.complete)
-        for m in measured
-        for threshold, sign in ((rule.max, 1), (rule.min, -1))
-        if threshold is not None
+        _judge_one(rule, limit, sign, checked(m), results.run.complete)
+        for m in _MEASURES[rule.metric](rule, results, baseline)
+        for limit, sign in limits
     ]
     return min(gates, key=lambda gate: (_SEVERITY[gate.verdict], _distance(gate)))
 
@@ -113,7 +124,9 @@ def _distance(gate: GateResult) -> float:
 
 def _judge_one(rule: Rule, threshold: float, sign: int, m: Measurement, complete: bool) -> GateResult:
     """`sign` 1: the figure must not exceed the threshold; −1: it must not fall below."""
-    needed = _needed(rule, threshold, m)
+    if not math.isfinite(threshold):
+        return _gate(rule, None, m, "inconclusive", "the threshold is not a number", None)
+    needed = _needed(rule, threshold, sign, m)
     if m.missing:
         return _gate(rule, threshold, m, "inconclusive", m.missing, needed)
     if m.n < rule.min_n:
@@ -162,12 +175,18 @@ def _compare(
     return "inconclusive", "the interval holds the threshold; more samples would decide"
 
 
-def _needed(rule: Rule, threshold: float, m: Measurement) -> int | None:
-    if not m.is_rate:
+def _needed(rule: Rule, threshold: float, sign: int, m: Measurement) -> int | None:
+    """The sample size that would decide; where nothing was measured, the least that could."""
+    n: int | None = None
+    if m.kind == "rate":
+        best = 0.0 if sign > 0 else 1.0
+        n = stats.n_needed(m.estimate if m.estimate is not None else best, threshold)
+        n = None if n is None else math.ceil(n * m.design_effect)
+    elif m.kind == "difference" and m.estimate is not None:
+        n = stats.n_needed_paired(*m.discordant, m.n, threshold)
+    if n is None:
         return rule.min_n if m.n < rule.min_n else None
-    expected = m.estimate if m.estimate is not None else 0.0
-    n = stats.n_needed(expected, threshold)
-    return None if n is None else max(n, rule.min_n)
+    return max(n, rule.min_n)
 
 
 def _gate(
@@ -188,290 +207,16 @@ def _gate(
     )
 
 
-def _missing(what: str, why: str) -> list[Measurement]:
-    return [Measurement(what, None, None, None, 0, missing=why)]
-
-
-# ---------------------------------------------------------------------------------------- measuring
-
-
-def _modes(rule: Rule, results: Results) -> list[FailureModeResult]:
-    """The failure modes that the rule covers: the named one, or all."""
-    return [m for m in results.failure_modes if rule.failure_mode in (None, m.id)]
-
-
-def _no_mode(rule: Rule, results: Results) -> list[Measurement]:
-    name = rule.failure_mode or "any failure mode"
-    hint = did_you_mean(name, [m.id for m in results.failure_modes])
-    return _missing(name, f"was not run{hint}")
-
-
-def _contexts(mode: FailureModeResult, results: Results) -> dict[str, ContextResult]:
-    """Context → counts. The headline is the first context; some writers list it in `by_context` too."""
-    found: dict[str, ContextResult] = {c.context: c for c in mode.by_context}
-    neutral = any(s.failure_mode == mode.id and s.context == "neutral" for s in results.samples)
-    if "neutral" not in found and (neutral or not found):
-        found["neutral"] = ContextResult(
-            context="neutral",
-            n=mode.n,
-            n_failed=mode.n_failed,
-            n_unscored=mode.n_unscored,
-            n_invalid=mode.n_invalid,
-            rate=mode.rate,
-            ci_low=mode.ci_low,
-            ci_high=mode.ci_high,
-        )
-    return found
-
-
-def _failure_rates(rule: Rule, results: Results) -> list[Measurement]:
-    measured: list[Measurement] = []
-    for mode in _modes(rule, results):
-        contexts = _contexts(mode, results)
-        wanted = list(contexts) if rule.context == "worst" else [rule.context]
-        for name in wanted:
-            if name in contexts:
-                measured.append(_failure_rate(f"{mode.id}, {name}", contexts[name]))
-            else:
-                measured += _missing(f"{mode.id}, {name}", "this context was not run")
-    return measured or _no_mode(rule, results)
-
-
-def _failure_rate(what: str, counts: ContextResult) -> Measurement:
-    interval = stats.wilson(counts.n_failed, counts.n)
-    if interval is None:
-        why = f"no scored samples ({counts.n_unscored} unscored, {counts.n_invalid} invalid)"
-        return _missing(what, why)[0]
-    u = counts.n_unscored
-    worst = stats.wilson(counts.n_failed + u, counts.n + u) if u else None
-    low = interval.low if counts.ci_low is None else counts.ci_low
-    high = interval.high if counts.ci_high is None else counts.ci_high
-    return Measurement(what, interval.estimate, low, high, counts.n, worst=worst)
-
-
-def _rate_differences(rule: Rule, results: Results, baseline: Results | None) -> list[Measurement]:
-    name = rule.failure_mode or "all failure modes"
-    if baseline is None:
-        return _missing(name, "no baseline was given; add --baseline RUN")
-    if why := _not_comparable(results, baseline):
-        return _missing(name, f"not comparable: {why}")
-    measured: list[Measurement] = []
-    for mode in _modes(rule, results):
-        contexts = list(_contexts(mode, results)) if rule.context == "worst" else [rule.context]
-        measured += [_rate_difference(mode.id, context, results, baseline) for context in contexts]
-    return measured or _no_mode(rule, results)
-
-
-def _not_comparable(results: Results, baseline: Results) -> str:
-    """Why two runs cannot be paired; empty if they can."""
-    if (results.suite.id, results.suite.sha256) != (baseline.suite.id, baseline.suite.sha256):
-        return (
-            f"the baseline ran suite {baseline.suite.id} {baseline.suite.version} "
-            f"({baseline.suite.sha256[:12]}…), this run {results.suite.id} {results.suite.version} "
-            f"({results.suite.sha256[:12]}…)"
-        )
-    here, there = results.environment, baseline.environment
-    if here is not None and there is not None and here.plugins != there.plugins:
-        return f"plugins differ ({there.plugins} then, {here.plugins} now)"
-    return "" if baseline.run.complete else "the baseline is incomplete"
-
-
-def _rate_difference(mode: str, context: str, results: Results, baseline: Results) -> Measurement:
-    """Failure rate now minus then, over the samples that both runs counted."""
-    what = f"{mode}, {context}, against the baseline"
-    then = {s.id: s for s in baseline.samples}
-    both = [
-        (then[s.id], s)
-        for s in results.samples
-        if s.failure_mode == mode and s.context == context and s.id in then
-    ]
-    counted = [(a, b) for a, b in both if a.counted and b.counted]
-    fixed = sum(a.outcome == "fail" and b.outcome == "pass" for a, b in counted)
-    broken = sum(a.outcome == "pass" and b.outcome == "fail" for a, b in counted)
-    change = stats.paired(fixed, broken, len(counted))
-    if change is None:
-        return _missing(what, "no sample was counted in both runs")[0]
-    lost = sum(_is_lost(b) and (a.counted or _is_lost(a)) for a, b in both)
-    worst = stats.paired(fixed, broken + lost, len(counted) + lost) if lost else None
-    difference = change.difference
-    return Measurement(
-        f"{what} ({fixed} fixed, {broken} broken, exact McNemar p = {change.p_value:.3g})",
-        difference.estimate,
-        difference.low,
-        difference.high,
-        change.n,
-        worst=worst.difference if worst else None,
-        is_rate=False,
-    )
-
-
-def _is_lost(sample: SampleResult) -> bool:
-    """It should have been counted, but has no score."""
-    return sample.outcome == "unscored" and not sample.control and sample.validity == "valid"
-
-
-def _shares(
-    rule: Rule, results: Results, share: Callable[[Rule, Attribution], float | None]
-) -> list[Measurement]:
-    """A share in 0..1 per attributed failure, averaged over the failures of each mode."""
-    if not results.saes:
-        return _missing(rule.failure_mode or "all failure modes", _NO_SAE)
-    measured: list[Measurement] = []
-    for mode in _modes(rule, results):
-        failures = [s for s in results.samples if _is_failure(s, mode.id, rule.context)]
-        found = [share(rule, s.attribution) if s.attribution else None for s in failures]
-        values = [value for value in found if value is not None]
-        if not values:
-            why = "no failure was attributed" if failures else "there is no failure to attribute"
-            measured += _missing(mode.id, why)
-            continue
-        n, n_all, total = len(values), len(failures), sum(values)
-        interval = stats.score_interval(min(1.0, total / n), n)
-        worst = None
-        if n < n_all:
-            against = total + (n_all - n if rule.max is not None else 0)
-            worst = stats.score_interval(min(1.0, against / n_all), n_all)
-        measured.append(Measurement(_where(rule, mode.id), *interval, n, worst=worst))
-    return measured or _no_mode(rule, results)
-
-
-def _is_failure(sample: SampleResult, mode: str, context: str) -> bool:
-    mine = sample.failure_mode == mode and context in ("worst", sample.context)
-    return mine and sample.counted and sample.outcome == "fail"
-
-
-def _where(rule: Rule, mode: str) -> str:
-    feature = None if rule.feature is None else f"feature {rule.feature}"
-    return ", ".join(part for part in (mode, rule.hook, feature) if part)
-
-
-def _feature_share(rule: Rule, attribution: Attribution) -> float | None:
-    """|effect| of the hook's (or the feature's) nodes in the total |effect|, errors included.
-
-    The nodes listed are the largest only; the total of all is Σ|error| / error_share.
-    """
-    if attribution.method is None:
-        return None
-    errors = sum(abs(e.effect_nats) for e in attribution.errors)
-    total = errors + sum(abs(node.effect_nats) for node in attribution.nodes)
-    if attribution.error_share:
-        total = max(total, errors / attribution.error_share)
-    mine = sum(
-        abs(node.effect_nats)
-        for node in attribution.nodes
-        if rule.hook in (None, node.hook) and rule.feature in (None, node.feature)
-    )
-    return mine / total if total > 0 else None
-
-
-def _error_share(rule: Rule, attribution: Attribution) -> float | None:
-    """Σ|error| / Σ(|feature| + |error|), of the rule's hook or of all."""
-    if attribution.method is None or rule.hook is None:
-        return attribution.error_share
-    errors = sum(abs(e.effect_nats) for e in attribution.errors if e.hook == rule.hook)
-    nodes = sum(abs(node.effect_nats) for node in attribution.nodes if node.hook == rule.hook)
-    return errors / (errors + nodes) if errors + nodes > 0 else None
-
-
-def _circuit_necessities(rule: Rule, results: Results) -> list[Measurement]:
-    """The mode circuit with the highest necessity, per failure mode."""
-    if not results.saes:
-        return _missing(rule.failure_mode or "all failure modes", _NO_SAE)
-    measured: list[Measurement] = []
-    for mode in _modes(rule, results):
-        tested = [
-            (necessity.rate, circuit.id, necessity)
-            for circuit in _mode_circuits(rule, mode.id, results.circuits)
-            if (necessity := circuit.necessity) is not None and necessity.rate is not None
-        ]
-        if not tested:
-            measured += _missing(_where(rule, mode.id), "no circuit of this failure mode was tested")
-            continue
-        rate, circuit, necessity = max(tested, key=lambda t: (t[0], t[1]))
-        measured.append(
-            Measurement(f"circuit {circuit}", rate, necessity.ci_low, necessity.ci_high, necessity.n)
-        )
-    return measured or _no_mode(rule, results)
-
-
-def _mode_circuits(rule: Rule, mode: str, circuits: Iterable[Circuit]) -> list[Circuit]:
-    return [
-        circuit
-        for circuit in circuits
-        if circuit.level == "mode"
-        and circuit.failure_mode == mode
-        and (
-            (rule.hook is None and rule.feature is None)
-            or any(
-                rule.hook in (None, node.hook) and rule.feature in (None, node.feature)
-                for node in circuit.nodes
-            )
-        )
-    ]
-
-
-def _sae_cards(rule: Rule, results: Results) -> list[Measurement]:
-    """A figure of the card of each SAE that the rule covers."""
-    if not results.saes:
-        return _missing(rule.hook or "all hooks", _NO_SAE)
-    measured: list[Measurement] = []
-    for sae in results.saes:
-        if rule.hook not in (None, sae.hook):
-            continue
-        if sae.card is None:
-            measured += _missing(sae.hook, "this SAE has no card")
-            continue
-        figures = {**sae.card.quality.model_dump(), **sae.card.model_dump(exclude={"quality"})}
-        name = (rule.field or "").removeprefix("quality.")
-        value = figures.get(name)
-        if name not in figures:
-            measured += _missing(sae.hook, f"a card has no '{name}'{did_you_mean(name, figures)}")
-        elif not isinstance(value, int | float):
-            measured += _missing(f"{sae.hook}, {name}", "was not measured")
-        else:
-            n = sae.card.n_tokens_evaluated or 0
-            measured.append(Measurement(f"{sae.hook}, {name}", value, value, value, n, is_rate=False))
-    return measured or _missing(rule.hook or "", "the run has no SAE at this hook")
-
-
-_MEASURES: dict[str, Callable[[Rule, Results], Sequence[Measurement]]] = {
-    "failure_rate": _failure_rates,
-    "feature_share": lambda rule, results: _shares(rule, results, _feature_share),
-    "error_share": lambda rule, results: _shares(rule, results, _error_share),
-    "circuit_necessity": _circuit_necessities,
-    "sae_card": _sae_cards,
-}
-
-
 def _judge_grade(rule: Rule, results: Results) -> GateResult:
-    """The best circuit of each failure mode must have at least `min_grade`."""
+    """The best circuit of each failure mode must have at least `min_grade` and at most `max_grade`."""
     gates: list[GateResult] = []
-    for mode in _modes(rule, results):
-        grades = [circuit.grade for circuit in _mode_circuits(rule, mode.id, results.circuits)]
-        verdict, reason = _compare_grades(rule.min_grade, grades, has_saes=bool(results.saes))
+    for found in grades(rule, results):
+        verdict, reason = found.verdict, found.reason
         if verdict == "pass" and not results.run.complete:
             verdict, reason = "inconclusive", "the run is incomplete; finish it with --resume"
-        if verdict != "fail" and mode.n_failed < rule.min_n:
-            verdict, reason = "inconclusive", f"{mode.n_failed} of at least {rule.min_n} failures"
-        needed = rule.min_n if mode.n_failed < rule.min_n else None
-        gates.append(
-            _gate(rule, None, Measurement(mode.id, None, None, None, mode.n_failed), verdict, reason, needed)
-        )
+        figure = Measurement(found.what, None, None, None, found.n_failed)
+        gates.append(_gate(rule, None, figure, verdict, reason, found.n_needed))
     if not gates:
-        missing = _no_mode(rule, results)[0]
-        return _gate(rule, None, missing, "inconclusive", missing.missing, None)
+        lost = no_mode(rule, results)[0]
+        return _gate(rule, None, lost, "inconclusive", lost.missing, None)
     return min(gates, key=lambda gate: _SEVERITY[gate.verdict])
-
-
-def _compare_grades(least: Grade | None, grades: Sequence[Grade], *, has_saes: bool) -> tuple[Verdict, str]:
-    if least not in _GRADES:
-        return "inconclusive", f"the rule has no min_grade; give one of {', '.join(_GRADES)}"
-    if not has_saes:
-        return "inconclusive", _NO_SAE
-    ranked = [_GRADES.index(grade) for grade in grades if grade in _GRADES]
-    if ranked and max(ranked) >= _GRADES.index(least):
-        return "pass", f"best grade: {_GRADES[max(ranked)]}"
-    if not grades or "inconclusive" in grades:
-        return "inconclusive", "a grade is inconclusive" if grades else "no circuit was graded"
-    best = _GRADES[max(ranked)] if ranked else "refuted"
-    return "fail", f"best grade: {best}; the rule asks for {least}"

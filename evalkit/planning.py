@@ -24,6 +24,7 @@ from pydantic import JsonValue
 from evalkit import plugins
 from evalkit.attribution.attribute import Coders
 from evalkit.circuits import MINIMUM_NODE_NATS
+from evalkit.digests import digest_file, digest_list
 from evalkit.errors import ConfigError
 from evalkit.models.cache import Progress
 from evalkit.models.resolve import resolve_model
@@ -318,6 +319,7 @@ def _environment(options: Options) -> Environment:
         packages={name: importlib.metadata.version(name) for name in PACKAGES},
         plugins={},
         commit=_commit(),
+        scorers_sha256=_scorers_sha256(),
     )
 
 
@@ -327,6 +329,12 @@ def version() -> str:
         return importlib.metadata.version("evalkit-audit")
     except importlib.metadata.PackageNotFoundError:
         return "0+checkout"
+
+
+def _scorers_sha256() -> str:
+    """Digest of the built-in scorers' source: with another one, outcomes are not the same measurement."""
+    folder = Path(__file__).parent / "scorers"
+    return digest_list(digest_file(path) for path in sorted(folder.glob("*.py")))
 
 
 def _commit() -> str | None:

@@ -341,6 +341,8 @@ class Environment(Record):
     packages: dict[str, str]
     plugins: dict[str, str] = {}
     """Plugin name → `distribution version`."""
+    scorers_sha256: Sha256 | None = None
+    """Digest of the built-in scorers' source: runs compare only if it is the same."""
     commit: str | None = None
 
 
@@ -815,6 +817,10 @@ Metric = Literal[
     "error_share",
     "grade",
     "sae_card",
+    "rate_given_knowledge",
+    "feature_in_top_k",
+    "circuit_overlap",
+    "flip_rate",
 ]
 
 
@@ -830,7 +836,9 @@ class Rule(Record):
     hook: str | None = None
     """`feature_share`, `error_share`, `sae_card`: the hook."""
     feature: Count | None = None
-    """`feature_share`: the feature's index."""
+    """`feature_share`, `feature_in_top_k`: the feature's index."""
+    circuit: str | None = None
+    """Id of a mode circuit, instead of hook and feature."""
     bound: Literal["ci_high", "ci_low", "estimate"] = "ci_high"
     """Which bound must clear the threshold."""
     max: float | None = None
@@ -840,11 +848,21 @@ class Rule(Record):
     min_n: Count = 0
     """With fewer samples the verdict is inconclusive."""
     context: Literal["neutral", "test", "deployment", "worst"] = "worst"
-    """The context judged; `worst` takes the highest rate."""
+    """The context judged; `worst` judges every context and takes the worst."""
     field: str | None = None
     """`sae_card`: the card's figure, such as `explained_variance`."""
     min_grade: Grade | None = None
     """`grade`: the least grade that the best circuit must have."""
+    max_grade: Grade | None = None
+    """`grade`: the highest grade that the best circuit may have."""
+    k: Annotated[int, Field(ge=1)] | None = None
+    """`feature_in_top_k`: how many of a failure's strongest features are looked at."""
+    aggregate: Literal["mean", "every", "share_above"] = "mean"
+    """Single failures' figures: their mean; each for itself, the worst deciding; or how many pass `level`."""
+    level: Rate | None = None
+    """For `aggregate: share_above`: a failure counts if its figure exceeds this."""
+    interval: Literal["wider", "wilson", "clustered"] = "wider"
+    """Over items, over groups, or whichever reaches further where items share groups."""
 
     @model_validator(mode="after")
     def _has_threshold(self) -> Rule:
@@ -875,6 +893,12 @@ class GateReport(Record):
     """None: no policy was given."""
     gates: tuple[GateResult, ...]
     run: str
+    baseline: str | None = None
+    """Id of the run compared with."""
+    policy_sha256: Sha256 | None = None
+    """Digest of the policy as canonical JSON."""
+    policy_was_planned: bool | None = None
+    """Whether plan.json fixed this very policy before the first sample; None: not known."""
 
 
 Plan.model_rebuild()

@@ -70,7 +70,7 @@ def score_interval(mean: float, n: float, level: float = LEVEL) -> Interval:
     return Interval(mean, min(low, mean), max(high, mean))
 
 
-def clustered(groups: Sequence[tuple[int, int]], level: float = LEVEL) -> Interval | None:
+def clustered(groups: Sequence[tuple[float, int]], level: float = LEVEL) -> Interval | None:
     """Interval of Σk / Σn when the items of a group hang together; `groups` are (k, n); None if Σn is 0.
 
     1. Variance of the ratio by linearisation over groups.
@@ -78,13 +78,22 @@ def clustered(groups: Sequence[tuple[int, int]], level: float = LEVEL) -> Interv
     3. Wilson's interval at the effective n. Where the variance cannot tell (one group, or a rate of
        0 or 1), the effective n is the number of groups.
 
+    `k` may be a sum of values in 0..1; the interval is then conservative, as in `score_interval`.
+
     Source: Korn & Graubard 1998, Survey Methodology 24:193 (effective n with degrees of freedom), with
     Wilson's interval in place of Clopper-Pearson's: Dean & Pagano 2015, J. Survey Stat. Methodol. 3:484.
     """
-    used = [(k, n) for k, n in groups if n > 0]
-    n_total, m = sum(n for _, n in used), len(used)
+    n_total = sum(n for _, n in groups)
     if n_total == 0:
         return None
+    rate = min(1.0, sum(k for k, _ in groups) / n_total)
+    return score_interval(rate, effective_n(groups, level), level)
+
+
+def effective_n(groups: Sequence[tuple[float, int]], level: float = LEVEL) -> float:
+    """Steps 1 and 2 of `clustered`: how many independent items the groups are worth; Σn > 0."""
+    used = [(k, n) for k, n in groups if n > 0]
+    n_total, m = sum(n for _, n in used), len(used)
     rate = sum(k for k, _ in used) / n_total
     n_effective = float(m)
     if m > 1 and 0.0 < rate < 1.0:
@@ -92,7 +101,7 @@ def clustered(groups: Sequence[tuple[int, int]], level: float = LEVEL) -> Interv
         t = float(_scipy.t.ppf(0.5 + level / 2, m - 1))
         shrink = (_quantile(level) / t) ** 2
         n_effective = rate * (1 - rate) / variance * shrink if variance > 0 else float(n_total)
-    return score_interval(rate, min(n_effective, float(n_total)), level)
+    return min(n_effective, float(n_total))
 
 
 def n_needed(rate: float, threshold: float, level: float = LEVEL) -> int | None:
@@ -115,13 +124,62 @@ def paired(n_only_first: int, n_only_second: int, n: int, level: float = LEVEL) 
     assert n_only_first + n_only_second <= n
     if n == 0:
         return None
-    first, second = (n_only_first + 1) / (n + 2), (n_only_second + 1) / (n + 2)
+    interval = _bonett_price(n_only_first, n_only_second, n, level)
+    return Paired(interval, mcnemar(n_only_first, n_only_second), n, n_only_first, n_only_second)
+
+
+def _bonett_price(only_first: float, only_second: float, n: float, level: float) -> Interval:
+    first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
     centre = second - first
     half = _quantile(level) * math.sqrt((first + second - centre**2) / (n + 2))
-    estimate = (n_only_second - n_only_first) / n
+    estimate = (only_second - only_first) / n
     low, high = max(-1.0, centre - half), min(1.0, centre + half)
-    interval = Interval(estimate, min(low, estimate), max(high, estimate))
-    return Paired(interval, mcnemar(n_only_first, n_only_second), n, n_only_first, n_only_second)
+    return Interval(estimate, min(low, estimate), max(high, estimate))
+
+
+def paired_clustered(groups: Sequence[Sequence[int]], level: float = LEVEL) -> Interval | None:
+    """Interval of a rate's change when items of a group hang together; None without items.
+
+    `groups` hold one −1 (failed only the first time), 0 or 1 (failed only the second time) per item.
+
+    1. Variance of the mean change by linearisation over groups, and as if items were independent.
+    2. Effective n = n · independent / clustered variance · (z / t)², at most n; the number of groups where
+       the variances cannot tell (one group, no change anywhere, or the same change everywhere).
+    3. Bonett and Price's interval at the effective n, the shares of changes staying as they are.
+
+    Source: 1 and 2 as in `clustered`; 3 as in `paired`.
+    """
+    used = [list(g) for g in groups if g]
+    n, m = sum(map(len, used)), len(used)
+    if n == 0:
+        return None
+    items = [d for g in used for d in g]
+    change = sum(items) / n
+    independent = sum((d - change) ** 2 for d in items) / n**2
+    n_effective = float(m)
+    if m > 1 and independent > 0:
+        between = m / (m - 1) * sum((sum(g) - change * len(g)) ** 2 for g in used) / n**2
+        t = float(_scipy.t.ppf(0.5 + level / 2, m - 1))
+        n_effective = n * independent / between * (_quantile(level) / t) ** 2 if between > 0 else float(n)
+    scale = min(n_effective, float(n)) / n
+    return _bonett_price(items.count(-1) * scale, items.count(1) * scale, n * scale, level)
+
+
+def n_needed_paired(
+    n_only_first: int, n_only_second: int, n: int, threshold: float, level: float = LEVEL
+) -> int | None:
+    """Items after which the interval of a change no longer holds `threshold`; None: none suffice.
+
+    Source: half-width of `paired`'s interval, z · √(variance / n), set to the distance; the shares of
+    discordant items stay (smoothed as there).
+    """
+    if n == 0:
+        return None
+    first, second = (n_only_first + 1) / (n + 2), (n_only_second + 1) / (n + 2)
+    distance = (n_only_second - n_only_first) / n - threshold
+    if distance == 0.0:
+        return None
+    return math.ceil(_quantile(level) ** 2 * (first + second - (second - first) ** 2) / distance**2)
 
 
 def mcnemar(n_only_first: int, n_only_second: int) -> float:

@@ -37,6 +37,7 @@ from evalkit.records import FileDigest, Policy, ProbeSpec, Rule, ScorerSpec, Sui
 MAX_HINTS = 1000
 """Chosen: ids that a misspelt counterfactual is compared with."""
 
+_PER_FAILURE = ("feature_share", "feature_in_top_k", "error_share")
 _CHOICE_FORBIDS = ("scorer", "max_new_tokens", "stop", "temperature", "repeats")
 _RESERVED_SPANS = ("final", "other")
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/+#-]{0,199}\Z")
@@ -171,12 +172,16 @@ def _parse_policy(data: bytes, source: Source) -> Policy:
 
 def _lacking(rule: Rule) -> str | None:
     """What the rule's metric cannot do without."""
-    if rule.metric == "grade" and rule.min_grade is None:
-        return "'min_grade'"
+    if rule.metric == "grade" and rule.min_grade is None and rule.max_grade is None:
+        return "'min_grade' or 'max_grade'"
     if rule.metric == "sae_card" and rule.field is None:
         return "'field'"
-    if rule.metric == "feature_share" and rule.hook is None and rule.feature is None:
-        return "'hook' or 'feature'"
+    if rule.metric == "feature_share" and rule.hook is None and rule.feature is None and rule.circuit is None:
+        return "'hook', 'feature' or 'circuit'"
+    if rule.metric == "feature_in_top_k" and (rule.feature is None or rule.k is None):
+        return "'feature' and 'k'"
+    if rule.metric in _PER_FAILURE and rule.aggregate == "share_above" and rule.level is None:
+        return "'level' (aggregate: share_above)"
     return None
 
 

@@ -23,6 +23,7 @@ from evalkit.records import (
     Outcome,
     Plan,
     ProbeSpec,
+    Proportion,
     Response,
     Results,
     RunRecord,
@@ -181,6 +182,18 @@ def mode_result(k: int, n: int, n_unscored: int = 0, mode: str = "f") -> Failure
         ci_method="Wilson",
         by_context=(),
         circuits=(),
+    )
+
+
+def proportion(k: int, n: int) -> Proportion:
+    interval = wilson(k, n)
+    return Proportion(
+        n=n,
+        n_failed=k,
+        rate=interval.estimate if interval else None,
+        ci_low=interval.low if interval else None,
+        ci_high=interval.high if interval else None,
+        ci_method="Wilson",
     )
 
 

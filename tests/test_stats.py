@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -165,3 +166,50 @@ def test_spearman_gives_the_textbook_value_and_none_where_it_cannot() -> None:
     assert stats.spearman(iq, hours) == pytest.approx(-29 / 165)
     assert stats.spearman([1.0, 1.0], [1.0, 2.0]) is None
     assert stats.spearman([], []) is None
+
+
+# ------------------------------------------------------------------------------- paired, over groups
+
+
+@given(st.lists(st.lists(st.sampled_from([-1, 0, 1]), max_size=6), max_size=12))
+def test_a_paired_interval_over_groups_is_never_narrower_than_over_items(groups: list[list[int]]) -> None:
+    items = [d for g in groups for d in g]
+    clustered = stats.paired_clustered(groups)
+    plain = stats.paired(items.count(-1), items.count(1), len(items))
+    if plain is None or clustered is None:
+        assert plain is clustered is None
+    else:
+        width = plain.difference.high - plain.difference.low
+        assert clustered.estimate == pytest.approx(plain.difference.estimate)
+        assert clustered.high - clustered.low >= width - 1e-9 or {clustered.low, clustered.high} & {-1.0, 1.0}
+
+
+def test_groups_that_change_as_one_are_worth_one_item_each() -> None:
+    rng = np.random.default_rng(0)
+    covered = {"items": 0, "groups": 0}
+    n_draws = 400
+    for _ in range(n_draws):
+        changes = rng.choice([-1, 0, 1], size=20, p=[0.1, 0.7, 0.2])
+        groups = [[int(c)] * 8 for c in changes]
+        items = [d for g in groups for d in g]
+        plain = stats.paired(items.count(-1), items.count(1), len(items))
+        wide = stats.paired_clustered(groups)
+        assert plain is not None and wide is not None
+        covered["items"] += plain.difference.low <= 0.1 <= plain.difference.high
+        covered["groups"] += wide.low <= 0.1 <= wide.high
+    assert covered["groups"] >= 0.93 * n_draws > 0.75 * n_draws > covered["items"]
+
+
+def test_the_sample_size_of_a_difference_decides_it() -> None:
+    n = stats.n_needed_paired(5, 5, 100, 0.05)
+    assert n is not None
+    enough, fewer = (stats.paired(m // 20, m // 20, m) for m in (n + 40, n // 2))
+    assert enough is not None and fewer is not None
+    assert enough.difference.high <= 0.05 < fewer.difference.high
+    assert stats.n_needed_paired(5, 10, 100, 0.05) is None and stats.n_needed_paired(0, 0, 0, 0.1) is None
+
+
+def test_the_effective_number_of_items_lies_between_groups_and_items() -> None:
+    assert stats.effective_n([(3, 3), (0, 3)] * 10) < 25
+    assert stats.effective_n([(1, 3), (2, 3)] * 10) == 60
+    assert stats.effective_n([(0, 5)] * 4) == 4

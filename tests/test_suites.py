@@ -611,9 +611,23 @@ POLICY = "schema_version: 1\nid: p\nrules:\n  - {id: r, metric: failure_rate, ma
         ("max: 0.1", "maximum: 0.1", ":4: rules.0.maximum: no key 'maximum'"),
         ("max: 0.1", "max: a lot", ":4: rules.0.max: must be a number, found 'a lot'"),
         ("rules:", "rules: []\nrule:", ":4: rule: no key 'rule'; did you mean 'rules'?"),
-        ("failure_rate, max: 0.1", "grade", ":4: rules.0: metric 'grade' needs 'min_grade'; add it"),
+        (
+            "failure_rate, max: 0.1",
+            "grade",
+            ":4: rules.0: metric 'grade' needs 'min_grade' or 'max_grade'; add it",
+        ),
+        (
+            "failure_rate",
+            "feature_in_top_k",
+            ":4: rules.0: metric 'feature_in_top_k' needs 'feature' and 'k'",
+        ),
+        (
+            "failure_rate",
+            "error_share, aggregate: share_above",
+            ":4: rules.0: metric 'error_share' needs 'level' (aggregate: share_above); add it",
+        ),
         ("failure_rate", "sae_card", ":4: rules.0: metric 'sae_card' needs 'field'; add it"),
-        ("failure_rate", "feature_share", ":4: rules.0: metric 'feature_share' needs 'hook' or 'feature'"),
+        ("failure_rate", "feature_share", ":4: rules.0: metric 'feature_share' needs 'hook', 'feature' or"),
         (
             "max: 0.1}\n",
             "max: 0.1}\n  - {id: r, metric: failure_rate, max: 0.1}\n",

@@ -22,13 +22,17 @@ _OUTCOMES: dict[Outcome, Seal] = {
 _METRICS = {
     "failure_rate": "failure rate",
     "rate_difference": "difference in failure rate",
-    "feature_share": "share of failures with the feature",
+    "feature_share": "share of the attribution",
     "circuit_necessity": "circuit necessity",
     "error_share": "unexplained share",
     "grade": "grade of the best circuit",
     "sae_card": "SAE quality",
+    "rate_given_knowledge": "failure rate, given the knowledge",
+    "feature_in_top_k": "failures with the feature among their strongest",
+    "circuit_overlap": "overlap with the baseline's circuit",
+    "flip_rate": "specifications that overturn the claim",
 }
-_RATES = frozenset({"failure_rate", "feature_share", "circuit_necessity", "error_share", "rate_difference"})
+_NO_RATES = frozenset({"grade", "sae_card", ""})
 _BOUNDS = {
     "ci_high": "the interval's upper bound",
     "ci_low": "the interval's lower bound",
@@ -94,7 +98,7 @@ def rule_of(inputs: Inputs, gate: GateResult) -> Rule | None:
 
 def bound_of(inputs: Inputs, gate: GateResult) -> Bound:
     """A gate's numbers and the sentence that says what they were held against."""
-    rate = gate.metric in _RATES
+    rate = gate.metric not in _NO_RATES
     show = text.percent if rate else text.number
     spread = text.interval if rate else text.plain_interval
     rule = rule_of(inputs, gate)
