@@ -13,7 +13,7 @@ from evalkit.records import (
     Node,
     SampleResult,
 )
-from evalkit.report import cards, charts, curves, features, judging, text
+from evalkit.report import cards, charts, circuit_figures, curves, features, judging, text
 from evalkit.report.findings import worst_failures
 from evalkit.report.nouns import (
     Causes,
@@ -28,7 +28,6 @@ from evalkit.report.nouns import (
 )
 
 N_NODES = 12
-N_BARS = 6
 _BASELINES = {
     "ablation": "ablation only (no passing contrast)",
     "twin": "the passing twin",
@@ -80,6 +79,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
     lead = [f"Best grade of a circuit: {grade}{f' – {meaning}' if meaning else ''}."]
     if not samples:
         lead = ["No sample of this failure mode counts as a failure, so there is nothing to attribute."]
+    known = {(f.hook, f.feature): f for f in inputs.results.features}
     figure, table, words, beaten = curves.necessity(mode)
     mode_circuits = [c for c in circuits if c.level == "mode"]
     n_sample = len(circuits) - len(mode_circuits)
@@ -97,8 +97,8 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
         curve_table=table,
         curve_words=words,
         curve_beaten=beaten,
-        circuits=tuple(_circuit(c) for c in mode_circuits[:4]),
-        failures=tuple(_failure(s) for s in worst),
+        circuits=tuple(_circuit(c, samples, known) for c in mode_circuits[:4]),
+        failures=tuple(_failure(s, known) for s in worst),
     )
 
 
@@ -148,14 +148,13 @@ def _ranked(nodes: tuple[Node, ...]) -> list[Node]:
     )
 
 
-def _failure(sample: SampleResult) -> NodeReport:
+def _failure(sample: SampleResult, known: circuit_figures.Known) -> NodeReport:
     attribution = sample.attribution
     assert attribution is not None
     nodes = _ranked(attribution.nodes)
     shown = nodes[:N_NODES]
     baseline = _BASELINES.get(attribution.baseline or "", text.NOT_STATED)
     lead = f"Margin {text.nats(sample.margin_nats)} nats, context {sample.context}; contrast: {baseline}. "
-    lead += "The first bar divides the estimated effect by where it lies."
     n_exact = sum(n.confirmed_nats is not None for n in nodes)
     note = f"{text.plural(len(nodes), 'node')} recorded, {text.count(n_exact)} measured exactly"
     note += (
@@ -189,22 +188,12 @@ def _failure(sample: SampleResult) -> NodeReport:
         note,
         may_split=True,
     )
-    return NodeReport(text.name(sample.id), lead, _shares(sample), _bars(sample, nodes), table)
-
-
-def _bars(sample: SampleResult, nodes: list[Node]) -> Figure:
-    bars = [
-        charts.Bar(
-            f"{features.feature_id(n.hook, n.feature)} {text.token(n.token, 12)}",
-            n.effect_nats,
-            n.confirmed_nats,
-            n.contrast_nats,
-        )
-        for n in nodes[:N_BARS]
-    ]
-    title = f"Effects of the strongest features on the margin of {text.name(sample.id)}, in nats"
-    return Figure(
-        "Effects of the strongest features on the margin, in nats.", charts.effect_bars(title, bars)
+    return NodeReport(
+        text.name(sample.id),
+        lead,
+        _shares(sample),
+        circuit_figures.sample_figure(sample, nodes, known),
+        table,
     )
 
 
@@ -222,10 +211,10 @@ def _shares(sample: SampleResult) -> Figure | None:
     else:
         parts.append(charts.Part("error nodes (unexplained)", error))
     title = f"Share of the estimated effect on {text.name(sample.id)} by where it lies"
-    return Figure("", charts.share_bar(title, parts))
+    return Figure("The estimated effect, by where it lies.", charts.share_bar(title, parts))
 
 
-def _circuit(circuit: Circuit) -> CircuitReport:
+def _circuit(circuit: Circuit, failures: list[SampleResult], known: circuit_figures.Known) -> CircuitReport:
     mode = text.name(circuit.failure_mode)
     facts = [
         Fact("Grade", f"{circuit.grade}: {judging.GRADE_MEANING[circuit.grade]}"),
@@ -255,6 +244,7 @@ def _circuit(circuit: Circuit) -> CircuitReport:
         id=text.name(circuit.id),
         sentence=f"{text.plural(len(circuit.nodes), 'feature')} shared by failures of {mode}.",
         facts=tuple(facts),
+        figure=circuit_figures.mode_figure(circuit, failures, known),
         nodes=Table(f"Nodes of {text.name(circuit.id)}", columns, rows, note),
         edges=_edges(circuit),
         controls=_controls(circuit),

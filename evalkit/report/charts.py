@@ -9,21 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from evalkit.report import text
-
-_INK, _SOFT, _RULE, _ACCENT, _WARN, _PALE = "#1c2126", "#5d666f", "#d4d1c9", "#1f4468", "#9a3324", "#b9c6d3"
-_CLASS = {
-    _INK: "c-ink",
-    _SOFT: "c-soft",
-    _RULE: "c-rule",
-    _ACCENT: "c-accent",
-    _WARN: "c-warn",
-    _PALE: "c-pale",
-}
-# WeasyPrint reads this list itself: no quotes and no spaces after the commas, or it takes another font.
-_FONT = 'font-family="Evalkit Sans,Evalkit Symbols,Evalkit Mono,Evalkit Serif"'
+from evalkit.report.svg import ACCENT as _ACCENT
+from evalkit.report.svg import PALE as _PALE
+from evalkit.report.svg import RULE as _RULE
+from evalkit.report.svg import SOFT as _SOFT
+from evalkit.report.svg import WARN as _WARN
+from evalkit.report.svg import drawing as _svg
+from evalkit.report.svg import line as _line
+from evalkit.report.svg import mark as _shape
+from evalkit.report.svg import rect as _rect
+from evalkit.report.svg import stroke as _stroke
+from evalkit.report.svg import words_at as _text
 
 _Scale = Callable[[float], float]
 
@@ -45,15 +44,6 @@ class Curve(NamedTuple):
     label: str
     points: tuple[tuple[int, float, float | None, float | None], ...]
     audited: bool
-
-
-class Bar(NamedTuple):
-    """One feature's effects on the failure margin, nats; positive pushes towards failure."""
-
-    label: str
-    estimated: float
-    exact: float | None
-    contrast: float | None
 
 
 class Part(NamedTuple):
@@ -135,35 +125,6 @@ def size_curve(title: str, curves: Sequence[Curve]) -> Markup:
     return _svg(title, width, bottom + 44, parts)
 
 
-def effect_bars(title: str, bars: Sequence[Bar]) -> Markup:
-    """Effects per feature around zero: the exact ablation solid, the estimate hollow, the contrast a dot."""
-    left, width, row_h, top = 150.0, 640.0, 18.5, 4.0
-    right = width - 60.0
-    values = [v for b in bars for v in (b.estimated, b.exact, b.contrast) if v is not None]
-    low, high = min([0.0, *values]), max([0.0, *values])
-    span = (high - low) or 1.0
-    low, high = low - 0.04 * span, high + 0.04 * span
-    bottom = top + row_h * len(bars)
-
-    def x(value: float) -> float:
-        return left + (right - left) * (value - low) / (high - low)
-
-    parts = [_line(x(0), top, x(0), bottom, _SOFT, 0.8)]
-    for index, bar in enumerate(bars):
-        y = top + row_h * (index + 0.5)
-        parts.append(_text(left - 10, y + 4, bar.label, anchor="end", size=10.5))
-        parts.append(_box(x, bar.estimated, y - 6.5, 4.5, None))
-        if bar.exact is not None:
-            parts.append(_box(x, bar.exact, y - 0.5, 6, _ACCENT if bar.exact >= 0 else _WARN))
-        if bar.contrast is not None:
-            parts.append(_shape("diamond", x(bar.contrast), y, 4, _INK))
-        shown = bar.exact if bar.exact is not None else bar.estimated
-        parts.append(_text(right + 8, y + 4, text.nats(shown), size=10, colour=_SOFT))
-    parts.append(_text(x(0), bottom + 13, "0 nats", anchor="middle", size=10, colour=_SOFT))
-    parts.append(_effect_key(left, bottom + 30))
-    return _svg(title, width, bottom + 38, parts)
-
-
 def share_bar(title: str, parts: Sequence[Part]) -> Markup:
     """Parts of a whole as one divided bar with its labels below."""
     width, height = 640.0, 15.0
@@ -222,86 +183,3 @@ def _end_labels(labels: list[tuple[float, str, str, str]], x: float, top: float,
         parts.append(_text(x + 11, at + 4, label, size=10.5, colour=colour))
         placed, n_left = at, n_left - 1
     return parts
-
-
-def _effect_key(x: float, y: float) -> str:
-    return "".join(
-        [
-            _rect(x, y - 6, 14, 7, _ACCENT),
-            _text(x + 19, y + 1, "exact ablation (red: negative)", size=10, colour=_SOFT),
-            _rect(x + 178, y - 5, 14, 5, None),
-            _text(x + 197, y + 1, "estimate", size=10, colour=_SOFT),
-            _shape("diamond", x + 256, y - 2.5, 4, _INK),
-            _text(x + 265, y + 1, "exact move to the contrast", size=10, colour=_SOFT),
-        ]
-    )
-
-
-def _box(x: _Scale, value: float, y: float, height: float, fill: str | None) -> str:
-    start, end = sorted((x(0.0), x(value)))
-    return _rect(start, y, end - start, height, fill)
-
-
-def _rect(x: float, y: float, width: float, height: float, fill: str | None) -> str:
-    """A filled box, or an outlined one."""
-    paint = _fill(fill) if fill else f'fill="none" {_stroke(_SOFT)} stroke-width="0.8"'
-    return f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" {paint}/>'
-
-
-def _shape(kind: str, x: float, y: float, r: float, colour: str) -> str:
-    if kind == "circle":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" {_fill(colour)}/>'
-    if kind == "hollow":
-        ring = f'fill="none" {_stroke(colour)} stroke-width="1.2"'
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:.1f}" {ring}/>'
-    if kind == "cross":
-        return _line(x - r, y - r, x + r, y + r, colour, 1.3) + _line(x - r, y + r, x + r, y - r, colour, 1.3)
-    corners = {
-        "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
-        "diamond": ((0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)),
-        "triangle": ((0, -1.15), (1.1, 0.9), (-1.1, 0.9)),
-    }[kind]
-    points = " ".join(f"{x + r * dx:.1f},{y + r * dy:.1f}" for dx, dy in corners)
-    return f'<polygon points="{points}" {_fill(colour)}/>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float, dash: str = "") -> str:
-    extra = f' stroke-dasharray="{dash}"' if dash else ""
-    return (
-        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {_stroke(colour)} '
-        f'stroke-width="{width}"{extra}/>'
-    )
-
-
-def _text(
-    x: float,
-    y: float,
-    words: str,
-    *,
-    anchor: str = "start",
-    size: float,
-    colour: str = _INK,
-    weight: int = 400,
-) -> str:
-    bold = f' font-weight="{weight}"' if weight != 400 else ""
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}"{bold} '
-        f"{_FONT} {_fill(colour)}>"
-        f"{escape(words)}</text>"
-    )
-
-
-def _fill(colour: str) -> str:
-    return f'fill="{colour}" class="{_CLASS[colour]}-f"'
-
-
-def _stroke(colour: str) -> str:
-    return f'stroke="{colour}" class="{_CLASS[colour]}-s"'
-
-
-def _svg(title: str, width: float, height: float, parts: Sequence[str]) -> Markup:
-    body = "".join(parts)
-    return Markup(
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'width="{width:.0f}" height="{height:.0f}"><title>{escape(title)}</title>{body}</svg>'
-    )

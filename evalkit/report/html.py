@@ -7,7 +7,6 @@ a content security policy forbids the page to load anything but its own embedded
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,30 +14,10 @@ from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
+from evalkit.report.glyphs import FONTS_DIR, font_css
 from evalkit.report.nouns import ReportView
 
 _HERE = Path(__file__).parent
-FONTS_DIR = _HERE / "fonts"
-
-
-class FontFace(NamedTuple):
-    """One vendored font file and the CSS that names it."""
-
-    file: str
-    family: str
-    weight: int
-    style: str
-
-
-FONTS = (
-    FontFace("serif-regular.woff2", "Evalkit Serif", 400, "normal"),
-    FontFace("serif-italic.woff2", "Evalkit Serif", 400, "italic"),
-    FontFace("serif-semibold.woff2", "Evalkit Serif", 600, "normal"),
-    FontFace("sans-regular.woff2", "Evalkit Sans", 400, "normal"),
-    FontFace("sans-semibold.woff2", "Evalkit Sans", 600, "normal"),
-    FontFace("mono-regular.woff2", "Evalkit Mono", 400, "normal"),
-    FontFace("symbols-regular.woff2", "Evalkit Symbols", 400, "normal"),
-)
 
 
 class Entry(NamedTuple):
@@ -56,15 +35,6 @@ def render_html(view: ReportView) -> str:
     style = Markup((_HERE / "templates" / "style.css").read_text(encoding="utf-8"))
     fonts = Markup(font_css(lambda face: f"data:font/woff2;base64,{_encoded(face.file)}"))
     return template.render(v=view, style=style, screen_fonts=fonts, contents=_contents(view))
-
-
-def font_css(url: Callable[[FontFace], str]) -> str:
-    """The `@font-face` rules of the vendored fonts; `url` names the address of each."""
-    return "\n".join(
-        f'@font-face {{ font-family: "{f.family}"; font-weight: {f.weight}; font-style: {f.style}; '
-        f'src: url("{url(f)}") format("woff2"); }}'
-        for f in FONTS
-    )
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -157,7 +157,7 @@ class NodeReport(NamedTuple):
     sample: str
     lead: str
     shares: Figure | None
-    bars: Figure | None
+    circuit: Figure
     nodes: Table
 
 
@@ -167,6 +167,7 @@ class CircuitReport(NamedTuple):
     id: str
     sentence: str
     facts: tuple[Fact, ...]
+    figure: Figure
     nodes: Table
     edges: Table | None
     controls: Table | None

@@ -12,7 +12,6 @@ No PDF/A validator is packaged, so conformance is claimed by construction and no
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import io
 import os
@@ -21,11 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
-
 from evalkit.errors import RunError
 from evalkit.report import text
-from evalkit.report.html import FONTS, FONTS_DIR, font_css
+from evalkit.report.glyphs import FONTS, FONTS_DIR, font_css, vendored
 
 _SCHEME = "evalkit-font:"
 _AS_LIST = (
@@ -62,19 +59,10 @@ def render_pdf(html: str, out: Path, *, results_json: bytes) -> None:
 
 def with_vendored_glyphs(html: str) -> str:
     """`html` with every character that no vendored font holds written as its code point."""
-    glyphs = _glyphs()
+    glyphs = vendored()
     return "".join(
         char if char in "\n\t\r" or ord(char) in glyphs else text.code_point(char) for char in html
     )
-
-
-@functools.cache
-def _glyphs() -> frozenset[int]:
-    covered: set[int] = set()
-    for face in FONTS:
-        with TTFont(FONTS_DIR / face.file, lazy=True) as font:
-            covered |= set(font.getBestCmap())
-    return frozenset(covered)
 
 
 def _weasyprint() -> Any:

@@ -14,10 +14,9 @@ def test_every_chart_is_well_formed_and_says_in_words_what_it_shows() -> None:
     drawn = [
         charts.forest_plot("rates", [charts.Interval("a", 0.2, 0.1, 0.4, 0.3, "2 / 10")]),
         charts.size_curve("curve", [charts.Curve("SAE", ((1, 0.1, 0.0, 0.2), (2, 0.4, 0.2, 0.6)), True)]),
-        charts.effect_bars("bars", [charts.Bar("L1 #2", 0.5, -0.4, None)]),
         charts.share_bar("shares", [charts.Part("x", 0.6), charts.Part("y", 0.4)]),
     ]
-    for svg, title in zip(drawn, ("rates", "curve", "bars", "shares"), strict=True):
+    for svg, title in zip(drawn, ("rates", "curve", "shares"), strict=True):
         root = parsed(svg)
         assert root[0].tag == f"{SVG}title"
         assert root[0].text == title
@@ -27,7 +26,7 @@ def test_every_chart_is_well_formed_and_says_in_words_what_it_shows() -> None:
 
 def test_hostile_labels_stay_text() -> None:
     evil = "</text><script>alert(1)</script>\"'<image href='file:///etc/passwd'/>"
-    root = parsed(charts.effect_bars(evil, [charts.Bar(evil, 0.5, 0.4, 0.1)]))
+    root = parsed(charts.share_bar(evil, [charts.Part(evil, 0.5)]))
     assert {node.tag.removeprefix(SVG) for node in root.iter()} <= {
         "svg",
         "title",
@@ -60,4 +59,4 @@ def test_labels_at_the_ends_of_curves_do_not_overlap() -> None:
 
 def test_charts_of_nothing_and_of_one_point_are_drawn() -> None:
     parsed(charts.size_curve("curve", [charts.Curve("SAE", ((8, 0.5, None, None),), True)]))
-    parsed(charts.effect_bars("bars", [charts.Bar("zero", 0.0, 0.0, 0.0)]))
+    parsed(charts.share_bar("shares", []))
