@@ -462,6 +462,8 @@ class Node(Record):
     """Estimated effect of that move."""
     estimate_frozen_nats: float | None = None
     """Estimated effect of ablating, with detached norm scales (second estimator)."""
+    influence: Rate | None = None
+    """Share of the paths from the margin that pass it; None: not a node of the graph of edges."""
 
 
 class ErrorNode(Record):
@@ -489,6 +491,10 @@ class Edge(Record):
     """`confirmed_activation` × the target's measured nats per unit; positive pushes towards failure."""
     baseline: Baseline = "ablation"
     """`ablation`: the source goes to zero. `contrast`: it is off here and takes its contrast value."""
+    influence: Rate | None = None
+    """Share of the target's inputs × the target's influence on the margin."""
+    pruned: bool = False
+    """True: outside the smallest graph that holds 80 % of the nodes' and 98 % of the edges' influence."""
 
 
 class Attribution(Record):
@@ -509,7 +515,9 @@ class Attribution(Record):
     excluded_share: Rate | None = None
     """Share of the total |effect| that lies at excluded positions."""
     replacement_score: float | None = None
+    """Token influence / (token + error influence), along edges between hooks; 1: no error on any path."""
     completeness_score: float | None = None
+    """Influence-weighted share of inputs that are features or tokens, not errors."""
     identity_gap_nats: float | None = None
     """Largest |Σ parts − ⟨x, g⟩| over hooks."""
     estimate_rank_correlation: float | None = None

@@ -22,7 +22,7 @@ from evalkit import stats
 from evalkit.attribution.capture import Captured, capture, decomposed_positions
 from evalkit.attribution.cases import Case, align
 from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
-from evalkit.attribution.edges import Point, find_edges
+from evalkit.attribution.edges import Failure, Found, Point, find_edges
 from evalkit.attribution.shortlist import Place, Side, Table, shortlist, tabulate
 from evalkit.chain import UNCHAINED
 from evalkit.circuits import MINIMUM_NODE_NATS
@@ -34,7 +34,6 @@ from evalkit.records import (
     AttributionSpec,
     Baseline,
     ControlKind,
-    Edge,
     ErrorNode,
     InterventionRecord,
     Node,
@@ -292,15 +291,24 @@ def _edges(
     certified: Sequence[Sequence[Certified]],
     max_edges: int,
     ledger: list[list[InterventionRecord]],
-) -> list[tuple[Edge, ...]]:
+) -> list[Found]:
     """Per case, the edges between its certified nodes; one ledger line per source that was moved."""
-    points = [[p for c in nodes if (p := _point(c)) is not None] for nodes in certified]
-    found = find_edges(bench.model, bench.captured.run, coders.saes, points, bench.decomposed, max_edges)
+    failures = []
+    for n, nodes in enumerate(certified):
+        offset = bench.captured.run.offset(n)
+        failures.append(
+            Failure(
+                [p for c in nodes if (p := _point(c)) is not None],
+                {h: g[n, offset:] for h, g in bench.captured.gradients.items()},
+                {h: rows[n] for h, rows in bench.decomposed.items()},
+            )
+        )
+    found = find_edges(bench.model, bench.captured.run, coders.saes, failures, max_edges)
     for n, edges in enumerate(found):
         for r in edges.readings:
             line = ledger_line(bench, n, coders, "edge", [r.source], 1, None, None, baseline=r.baseline)
             ledger[n].append(line.model_copy(update={"targets": r.targets}))
-    return [f.edges for f in found]
+    return found
 
 
 def _point(c: Certified) -> Point | None:
@@ -502,7 +510,7 @@ def _attribution(
     n: int,
     tables: Sequence[Table],
     certified: Sequence[Certified],
-    edges: tuple[Edge, ...],
+    found: Found,
     spec: AttributionSpec,
 ) -> Attribution:
     case = bench.cases[n]
@@ -528,12 +536,14 @@ def _attribution(
         no_attribution=None,
         baseline=case.contrast.kind,
         baseline_samples=case.contrast.samples,
-        nodes=tuple(kept),
+        nodes=tuple(d.model_copy(update={"influence": found.influence.get(d.id)}) for d in kept),
         errors=tuple(errors),
-        edges=edges,
+        edges=found.edges,
         error_share=error_total / total if total > 0 else None,
         excluded_positions=tuple(sorted({p for t in tables for p in t.excluded})),
         excluded_share=excluded_total / total if total > 0 else None,
+        replacement_score=found.scores.replacement,
+        completeness_score=found.scores.completeness,
         identity_gap_nats=max(t.identity_gap for t in tables),
         estimate_rank_correlation=_rank_correlation(kept),
     )

@@ -8,7 +8,10 @@ For a batch of failures, between each pair of consecutive hooks (DESIGN §5, "Ed
    explain at each position (⟨error, g⟩) and, below the first hook, each token (⟨embedding, g⟩);
 4. certify: the source is really set to its baseline, the blocks between the hooks run again, and every
    target is read again. One intervention measures all edges of its source;
-5. effect = confirmed change × the target's own measured nats per unit.
+5. effect = confirmed change × the target's own measured nats per unit;
+6. influence (`influence.py`): the features of a hook that are no nodes stand together as one, read by one
+   more product along Σ nats per unit · what each reads, so that every path from the margin to the tokens is
+   counted; confirmed changes replace estimates.
 
 The estimate is as blind to saturation as any gradient, so only the confirmed change counts. It is exact for
 the node and includes every path between the two hooks. A source that is off goes to its contrast value.
@@ -16,15 +19,17 @@ the node and includes every path between the two hooks. A source that is off goe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from evalkit.attribution.certify import Change, Setting, rerun_changes
+from evalkit.attribution.influence import Scores, Weights, prune, scores
 from evalkit.models.text import EMBEDDING, Run, TextModel
 from evalkit.records import Baseline, Edge
 from evalkit.saes.coder import Sae
@@ -60,12 +65,25 @@ class Reading(NamedTuple):
     """Node → activation before and after."""
 
 
+class Failure(NamedTuple):
+    """One row of the batch."""
+
+    nodes: Sequence[Point]
+    gradients: Mapping[str, Float[Tensor, "pos d_model"]]
+    """Hook → d margin / d stream, unpadded."""
+    decomposed: Mapping[str, Sequence[bool]]
+    """Hook → per position: whether the SAE reads it."""
+
+
 class Found(NamedTuple):
     """One failure's edges."""
 
     edges: tuple[Edge, ...]
     """Confirmed ones first, strongest first; then error and token columns by estimated effect."""
     readings: tuple[Reading, ...]
+    influence: dict[str, float]
+    """Node → its influence on the margin, 0..1."""
+    scores: Scores
 
 
 class _Column(NamedTuple):
@@ -76,162 +94,193 @@ class _Column(NamedTuple):
     estimate: float
 
 
+class _Row(NamedTuple):
+    """All sources of one target."""
+
+    columns: list[_Column]
+    rest: float
+    """Σ |estimate| over the features that are no nodes."""
+
+
+class _Active(NamedTuple):
+    """The features that fire on one row at one hook and are no nodes."""
+
+    position: Int[Tensor, "active"]
+    """Unpadded."""
+    feature: Int[Tensor, "active"]
+    value: Float[Tensor, "active"]
+    write: Float[Tensor, "active d_model"]
+    """Decoder rows in the stream's units."""
+
+
+MARGIN = "margin"
+_Rows = dict[str, _Row]
+
+
 def find_edges(
-    model: TextModel,
-    run: Run,
-    saes: Mapping[str, Sae],
-    nodes: Sequence[Sequence[Point]],
-    decomposed: Mapping[str, Sequence[Sequence[bool]]],
-    max_edges: int,
+    model: TextModel, run: Run, saes: Mapping[str, Sae], failures: Sequence[Failure], max_edges: int
 ) -> list[Found]:
     """Estimate and certify the edges of a batch of failures.
 
     Args:
         run: the failures as read, with their streams at every hook of `saes`.
-        nodes: per row of `run`, its certified nodes.
-        decomposed: hook → per row, per position: whether an SAE reads it.
-        max_edges: edges listed per failure.
+        failures: one per row of `run`.
+        max_edges: edges listed per failure; 0: nothing is computed.
     """
     hooks = sorted(saes, key=model.layer_of)
-    if max_edges == 0 or not any(nodes):
-        return [Found((), ()) for _ in nodes]
-    estimates = _estimate_all(model, run, saes, nodes, decomposed, hooks)
-    readings = _measure_all(model, run, saes, nodes, hooks)
-    return [
-        Found(tuple(_listed(points, estimates[n], readings[n], max_edges)), tuple(readings[n]))
-        for n, points in enumerate(nodes)
-    ]
+    if max_edges == 0 or not any(f.nodes for f in failures):
+        return [Found((), (), {}, Scores(None, None)) for _ in failures]
+    rows = _estimate(model, run, saes, failures, hooks)
+    readings = _measure(model, run, saes, failures, hooks)
+    found = []
+    for n, failure in enumerate(failures):
+        edges = _edges(failure, rows[n], readings[n])
+        edges, influence, both = _weigh(edges, rows[n], failure, hooks)
+        found.append(Found(tuple(edges[:max_edges]), tuple(readings[n]), influence, both))
+    return found
 
 
 # --------------------------------------------------------------------------------- 1 to 3: estimates
 
 
-def _estimate_all(
-    model: TextModel,
-    run: Run,
-    saes: Mapping[str, Sae],
-    nodes: Sequence[Sequence[Point]],
-    decomposed: Mapping[str, Sequence[Sequence[bool]]],
-    hooks: Sequence[str],
-) -> list[dict[str, list[_Column]]]:
-    """Per failure: target → its sources."""
+def _estimate(
+    model: TextModel, run: Run, saes: Mapping[str, Sae], failures: Sequence[Failure], hooks: Sequence[str]
+) -> list[_Rows]:
+    """Per failure: target → its sources. Targets are the nodes, the rest of each hook, and the margin."""
     streams = model.trace(run, hooks)
-    found: list[dict[str, list[_Column]]] = [{} for _ in nodes]
+    found: list[_Rows] = [{} for _ in failures]
+    active: list[_Active] = []
     for below, hook in pairwise([EMBEDDING, *hooks]):
-        targets = [[p for p in points if p.hook == hook] for points in nodes]
-        for k in range(max(map(len, targets))):
-            chosen = {n: row[k] for n, row in enumerate(targets) if k < len(row)}
-            gradient = _vjp(run, streams[below], streams[hook], saes[hook], chosen)
-            for n, target in chosen.items():
+        here = [_active(run, streams[hook], saes[hook], n, f) for n, f in enumerate(failures)]
+        for names, read in _reads(run, streams[hook], saes[hook], failures, here):
+            [gradient] = torch.autograd.grad(read, streams[below], retain_graph=True)
+            for n, name in names.items():
                 offset = run.offset(n)
-                stream, g = streams[below][n, offset:].detach(), gradient[n, offset:]
+                stream, g = streams[below][n, offset:].detach().float(), gradient[n, offset:].float()
                 if below == EMBEDDING:
-                    columns = _whole(stream, g, target.position, "embedding/p{}")
+                    found[n][name] = _Row(_whole(stream, g, "embedding/p{}"), 0.0)
                 else:
-                    columns = _from_nodes(saes[below], stream, g, target, nodes[n])
-                    columns += _from_errors(saes[below], stream, g, target, decomposed[below][n])
-                found[n][target.id] = columns
+                    found[n][name] = _row(saes[below], stream, g, failures[n], active[n])
+        active = here
+    last = hooks[-1]
+    for n, failure in enumerate(failures):
+        stream = streams[last][n, run.offset(n) :].detach().float()
+        found[n][MARGIN] = _row(saes[last], stream, failure.gradients[last].float(), failure, active[n])
     return found
 
 
-def _vjp(
-    run: Run, below: Tensor, here: Tensor, sae: Sae, chosen: Mapping[int, Point]
-) -> Float[Tensor, "batch pos d_model"]:
-    """Gradient at the hook below of what one target per row reads."""
-    rows = list(chosen)
-    at = [chosen[n].position + run.offset(n) for n in rows]
-    features = torch.tensor([chosen[n].feature for n in rows], device=here.device)
-    read = sae.reading(here[rows, at].float(), features)
-    [gradient] = torch.autograd.grad(read.sum(), below, retain_graph=True)
-    return gradient.float()
+def _reads(
+    run: Run, here: Tensor, sae: Sae, failures: Sequence[Failure], active: Sequence[_Active]
+) -> Iterator[tuple[dict[int, str], Tensor]]:
+    """What targets at one hook read, at most one per failure at a time: (row → target, Σ over rows)."""
+    rest = [
+        _reading(run, here, sae, n, a.position, a.feature)
+        @ (a.write * failures[n].gradients[sae.hook][a.position].float()).sum(-1)
+        for n, a in enumerate(active)
+    ]
+    yield {n: f"{sae.hook}/rest" for n in range(len(failures))}, torch.stack(rest).sum()
+    targets = [[p for p in f.nodes if p.hook == sae.hook] for f in failures]
+    for k in range(max(map(len, targets))):
+        chosen = {n: row[k] for n, row in enumerate(targets) if k < len(row)}
+        reads = [
+            _reading(run, here, sae, n, torch.tensor([p.position]), torch.tensor([p.feature])).sum()
+            for n, p in chosen.items()
+        ]
+        yield {n: p.id for n, p in chosen.items()}, torch.stack(reads).sum()
 
 
-def _from_nodes(sae: Sae, stream: Tensor, g: Tensor, target: Point, points: Sequence[Point]) -> list[_Column]:
+def _reading(
+    run: Run, here: Tensor, sae: Sae, n: int, position: Tensor, feature: Tensor
+) -> Float[Tensor, "read"]:
+    return sae.reading(here[n, position.to(here.device) + run.offset(n)].float(), feature.to(here.device))
+
+
+def _active(run: Run, stream: Tensor, sae: Sae, n: int, failure: Failure) -> _Active:
+    x = stream[n, run.offset(n) :].detach().float()
+    keep = torch.tensor(list(failure.decomposed[sae.hook]), device=x.device).nonzero()[:, 0]
+    encoded = sae.encode(x[keep])
+    nodes = {(p.position, p.feature) for p in failure.nodes if p.hook == sae.hook}
+    for row, kept in enumerate(keep.tolist()):
+        encoded[row, [f for p, f in nodes if p == kept]] = 0.0
+    at, feature = encoded.nonzero(as_tuple=True)
+    position = keep[at]
+    write = sae.W_dec[feature].float() * sae.output_scale(x[position])
+    return _Active(position, feature, encoded[at, feature], write)
+
+
+def _row(sae: Sae, stream: Tensor, g: Tensor, failure: Failure, active: _Active) -> _Row:
+    """Every source at one hook: nodes, errors, and the features that are neither."""
     columns = []
-    for p in points:
-        if p.hook == sae.hook and p.position <= target.position:
-            row = sae.W_dec[p.feature].float() * sae.output_scale(stream[p.position].float())
-            slope = float((row.double() * g[p.position].double()).sum())
+    for p in failure.nodes:
+        if p.hook == sae.hook:
+            write = sae.W_dec[p.feature].float() * sae.output_scale(stream[p.position])
+            slope = float((write.double() * g[p.position].double()).sum())
             columns.append(_Column(p.id, p.baseline, (p.value - p.to) * slope))
-    return columns
+    keep = torch.tensor(list(failure.decomposed[sae.hook]), device=stream.device)
+    errors = stream.clone()  # at a position that the SAE does not read, the whole stream
+    errors[keep] -= sae.decode_at(sae.encode(stream[keep]), stream[keep])
+    rest = active.value * (active.write * g[active.position]).sum(-1)
+    return _Row(columns + _whole(errors, g, f"{sae.hook}/p{{}}/error"), float(rest.abs().sum()))
 
 
-def _from_errors(
-    sae: Sae, stream: Tensor, g: Tensor, target: Point, decomposed: Sequence[bool]
-) -> list[_Column]:
-    """What the SAE left unexplained; at a position that it does not read, the whole stream."""
-    x = stream[: target.position + 1].float()
-    keep = torch.tensor(list(decomposed[: target.position + 1]), device=x.device)
-    explained = torch.zeros_like(x)
-    explained[keep] = sae.decode_at(sae.encode(x[keep]), x[keep])
-    return _whole(x - explained, g, target.position, f"{sae.hook}/p{{}}/error")
-
-
-def _whole(vectors: Tensor, g: Tensor, last: int, name: str) -> list[_Column]:
+def _whole(vectors: Tensor, g: Tensor, name: str) -> list[_Column]:
     """One column per position, its whole vector against the gradient."""
-    values = (vectors[: last + 1].double() * g[: last + 1].double()).sum(-1).tolist()
-    return [_Column(name.format(p), "ablation", v) for p, v in enumerate(values)]
+    values = (vectors.double() * g.double()).sum(-1).tolist()
+    return [_Column(name.format(p), "ablation", v) for p, v in enumerate(values) if v != 0.0]
 
 
 # ------------------------------------------------------------------------------------- 4, 5: certify
 
 
-def _measure_all(
-    model: TextModel,
-    run: Run,
-    saes: Mapping[str, Sae],
-    nodes: Sequence[Sequence[Point]],
-    hooks: Sequence[str],
+def _measure(
+    model: TextModel, run: Run, saes: Mapping[str, Sae], failures: Sequence[Failure], hooks: Sequence[str]
 ) -> list[list[Reading]]:
     """Per failure, one reading per source that has a target at the next hook."""
-    readings: list[list[Reading]] = [[] for _ in nodes]
+    readings: list[list[Reading]] = [[] for _ in failures]
     for hook, above in pairwise(hooks):
         jobs = [
             (n, p, reached)
-            for n, points in enumerate(nodes)
-            for p in points
+            for n, f in enumerate(failures)
+            for p in f.nodes
             if p.hook == hook
-            and p.value != p.to
-            and (reached := [t for t in points if t.hook == above and t.position >= p.position])
+            and (reached := [t for t in f.nodes if t.hook == above and t.position >= p.position])
         ]
         changes = [
             Change(n, (Setting(hook, p.position + run.offset(n), p.feature, p.to),)) for n, p, _ in jobs
         ]
         after: dict[int, list[float]] = {}
         for batch, changed in rerun_changes(model, run, saes, changes, above):
-            stream = changed.streams[above]  # the last positions: [row, pos − start, d_model]
+            stream = changed.streams[above]  # [row, the last positions, d_model]
             start = run.mask.shape[1] - stream.shape[1]
             for row, i in enumerate(batch):
                 n, _, reached = jobs[i]
                 at = [t.position + run.offset(n) - start for t in reached]
-                after[i] = activations(saes[above], stream[row, at], [t.feature for t in reached])
+                after[i] = _activations(saes[above], stream[row, at], [t.feature for t in reached])
         for i, (n, p, reached) in enumerate(jobs):
             targets = {t.id: (t.value, a) for t, a in zip(reached, after[i], strict=True)}
             readings[n].append(Reading(p.id, p.baseline, targets))
     return readings
 
 
-def activations(sae: Sae, stream: Float[Tensor, "read d_model"], features: Sequence[int]) -> list[float]:
+def _activations(sae: Sae, stream: Float[Tensor, "read d_model"], features: Sequence[int]) -> list[float]:
     """The activation of one feature per row of `stream`."""
     encoded = sae.encode(stream.float())
     return [float(v) for v in encoded[torch.arange(len(features)), list(features)]]
 
 
-def _listed(
-    points: Sequence[Point],
-    estimates: Mapping[str, Sequence[_Column]],
-    readings: Sequence[Reading],
-    max_edges: int,
-) -> list[Edge]:
+def _edges(failure: Failure, rows: _Rows, readings: Sequence[Reading]) -> list[Edge]:
     """Every edge with its confirmed change and effect where they were measured, strongest first."""
     confirmed = {
         (r.source, target): before - after for r in readings for target, (before, after) in r.targets.items()
     }
+    nodes = {p.id for p in failure.nodes}
     edges = []
-    for target in points:
+    for target in failure.nodes:
         slope = target.nats_per_unit
-        for column in estimates.get(target.id, ()):
+        for column in rows[target.id].columns:
             change = confirmed.get((column.source, target.id))
+            if column.source in nodes and change is None:
+                continue  # a later position cannot act on an earlier one
             edge = Edge(
                 source=column.source,
                 target=target.id,
@@ -240,6 +289,50 @@ def _listed(
                 effect_nats=change * slope if change is not None and slope is not None else None,
                 baseline=column.baseline,
             )
-            strength = abs((change if change is not None else column.estimate) * (slope or 0.0))
+            strength = abs((column.estimate if change is None else change) * (slope or 0.0))
             edges.append((change is None, -strength, edge.source, edge.target, edge))
-    return [edge for *_, edge in sorted(edges, key=lambda e: e[:4])[:max_edges]]
+    return [edge for *_, edge in sorted(edges, key=lambda e: e[:4])]
+
+
+# --------------------------------------------------------------------------------------- 6: influence
+
+
+def _weigh(
+    edges: Sequence[Edge], rows: _Rows, failure: Failure, hooks: Sequence[str]
+) -> tuple[list[Edge], dict[str, float], Scores]:
+    """The edges with their influence and whether pruning keeps them; each node's influence; the scores."""
+    measured = {
+        (e.source, e.target): e.confirmed_activation for e in edges if e.confirmed_activation is not None
+    }
+    measured |= {(p.id, MARGIN): p.nats_per_unit * (p.value - p.to) for p in failure.nodes if p.nats_per_unit}
+    sources = [c.source for row in rows.values() for c in row.columns]
+    names = list(dict.fromkeys([*rows, *sources]))
+    at = {name: n for n, name in enumerate(names)}
+    matrix = np.zeros((len(names), len(names)))
+    level = {h: f"{below}/rest" for below, h in pairwise(hooks)} | {MARGIN: f"{hooks[-1]}/rest"}
+    for target, row in rows.items():
+        for column in row.columns:
+            weight = measured.get((column.source, target), column.estimate)
+            matrix[at[target], at[column.source]] = weight
+        rest = level.get(target.partition("/")[0])
+        if rest is not None:
+            matrix[at[target], at[rest]] = row.rest
+    graph = Weights(
+        matrix,
+        outputs=np.array([float(n == MARGIN) for n in names]),
+        errors=np.array([n.endswith("/error") for n in names]),
+        tokens=np.array([n.startswith(EMBEDDING) for n in names]),
+        fixed=np.array([n == MARGIN or n.startswith(EMBEDDING) or n.endswith("/rest") for n in names]),
+    )
+    kept = prune(graph)
+    weighed = [
+        e.model_copy(
+            update={
+                "influence": min(float(kept.edge_influence[at[e.target], at[e.source]]), 1.0),
+                "pruned": not bool(kept.edges[at[e.target], at[e.source]]),
+            }
+        )
+        for e in edges
+    ]
+    influence = {p.id: min(float(kept.influence[at[p.id]]), 1.0) for p in failure.nodes}
+    return weighed, influence, scores(graph)

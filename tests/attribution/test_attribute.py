@@ -77,7 +77,11 @@ def done(model: TextModel, probe: ChoiceProbe) -> list[Attributed]:
 
 
 def attribute(
-    model: TextModel, probe: ChoiceProbe, saes: dict[str, Sae], names: tuple[str, ...] = ("a-0", "b-0")
+    model: TextModel,
+    probe: ChoiceProbe,
+    saes: dict[str, Sae],
+    names: tuple[str, ...] = ("a-0", "b-0"),
+    spec: AttributionSpec = AttributionSpec(),  # noqa: B008
 ) -> list[Attributed]:
     prompts = {i: model.encode(s) for i, s in SAMPLES.items()}
     cases = []
@@ -89,7 +93,7 @@ def attribute(
         )
     control = Coders("residual_coordinate", None, {h: residual_coordinates(s) for h, s in saes.items()})
     return attribute_batch(
-        model, probe, cases, prompts, Coders("none", None, saes), [control], AttributionSpec(), [1, 4, 16], 0
+        model, probe, cases, prompts, Coders("none", None, saes), [control], spec, [1, 4, 16], 0
     )
 
 

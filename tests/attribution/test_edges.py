@@ -9,12 +9,15 @@ import pytest
 import torch
 from test_attribute import HOOKS, SAMPLES, SPEC, attribute, topk  # type: ignore[import-not-found]
 
+from evalkit.attribution import edges
 from evalkit.attribution.attribute import Attributed
+from evalkit.attribution.influence import Scores, Weights, prune
 from evalkit.models.resolve import resolve_model
 from evalkit.models.text import TextModel, open_text_model
 from evalkit.probes.choice import ChoiceProbe
-from evalkit.records import Edge, Node
+from evalkit.records import AttributionSpec, Edge, Node
 from evalkit.saes.coder import Sae
+from evalkit.saes.floors import residual_coordinates
 from evalkit.scorers import make_scorer
 
 SAES: dict[str, Sae] = {h: topk(h, n) for n, h in enumerate(HOOKS)}
@@ -165,3 +168,50 @@ def test_a_batch_gives_the_edges_that_single_failures_give(model: TextModel, don
             if other is not None and edge.confirmed_activation is not None:
                 assert edge.estimate_activation == pytest.approx(other.estimate_activation, abs=1e-3)
                 assert edge.confirmed_activation == pytest.approx(other.confirmed_activation, abs=1e-3)
+
+
+def test_influence_and_scores_are_shares(done: list[Attributed]) -> None:
+    for result in done:
+        attribution = result.attribution
+        assert attribution.replacement_score is not None and 0 < attribution.replacement_score < 1
+        assert attribution.completeness_score is not None and 0 < attribution.completeness_score < 1
+        inside = [n for n in attribution.nodes if n.influence is not None]
+        assert inside and all(n.confirmed_nats is not None for n in inside)
+        kept = [e for e in attribution.edges if not e.pruned]
+        assert 0 < len(kept) < len(attribution.edges)
+        assert all((e.influence or 0) > 0 for e in kept)
+
+
+def test_without_errors_the_graph_is_complete(model: TextModel) -> None:
+    """An SAE of residual coordinates explains all but position 0, which it does not read."""
+    saes = {h: residual_coordinates(s) for h, s in SAES.items()}
+    probe = ChoiceProbe(SPEC, make_scorer(None, "choice"))
+    sparse, whole = (attribute(model, probe, s, ("a-0",))[0].attribution for s in (SAES, saes))
+    assert whole.completeness_score > sparse.completeness_score + 0.1  # type: ignore[operator]
+    at_0 = {f"{h}/p0/error" for h in HOOKS}
+    for edge in whole.edges:
+        assert (
+            not edge.source.endswith("/error") or edge.source in at_0 or abs(edge.estimate_activation) < 1e-3
+        )
+
+
+def test_no_edges_are_looked_for_when_none_are_wanted(model: TextModel) -> None:
+    probe = ChoiceProbe(SPEC, make_scorer(None, "choice"))
+    [result] = attribute(model, probe, SAES, ("a-0",), AttributionSpec(max_edges=0))
+    assert result.attribution.edges == () and result.attribution.replacement_score is None
+    assert not [r for r in result.interventions if r.purpose == "edge"]
+    [few] = attribute(model, probe, SAES, ("a-0",), AttributionSpec(max_edges=3))
+    assert len(few.attribution.edges) == 3
+
+
+def test_every_path_from_the_margin_ends_in_an_error_or_a_token(
+    model: TextModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Weights] = []
+    monkeypatch.setattr(edges, "scores", lambda graph: seen.append(graph) or Scores(0.5, 0.5))
+    attribute(model, ChoiceProbe(SPEC, make_scorer(None, "choice")), SAES)
+    assert len(seen) == 2
+    for graph in seen:
+        leaves = graph.errors | graph.tokens
+        assert prune(graph).influence[leaves].sum() == pytest.approx(1.0)
+        assert not graph.matrix[leaves].any(), "what the SAE left and what was said have no sources"
