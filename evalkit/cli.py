@@ -167,17 +167,14 @@ def gate_run(
     policy: Annotated[Path, typer.Option("--policy", "-p", help="A gate policy (YAML).")],
     baseline: Annotated[Path | None, typer.Option("--baseline", "-b", help="A run to compare with.")] = None,
 ) -> None:
-    """Judge a run by a policy and write gate.json; the exit code is the verdict."""
-    from evalkit import gate
-    from evalkit.store import read_results, write_gate
-    from evalkit.suites import load_policy
+    """Judge a run by a policy; write gate.json, JUnit, SARIF and Markdown; the exit code is the verdict."""
+    from evalkit.verdicts import judge_run
 
-    results = read_results(_existing(run_dir))
-    then = read_results(_existing(baseline)) if baseline else None
-    judged = gate.judge(results, load_policy(policy), then)
-    write_gate(run_dir, judged)
-    _print_gates(judged)
-    raise typer.Exit(gate.exit_code(judged, results.run.complete))
+    judged = judge_run(_existing(run_dir), policy, _existing(baseline) if baseline else None)
+    _print_gates(judged.report)
+    for path in judged.files:
+        out.print(str(path), soft_wrap=True)
+    raise typer.Exit(judged.exit_code)
 
 
 @app.command()
@@ -596,4 +593,6 @@ def _print_gates(judged: GateReport) -> None:
         out.print("No policy: no verdict.")
         return
     out.print(tables.gates(judged))
+    for found in judged.gates:
+        out.print(f"{escape(found.rule)}: {escape(found.reason)}", highlight=False)
     out.print(f"Verdict: {tables.VERDICTS[judged.verdict]}")

@@ -112,8 +112,8 @@ def calibration(found: Calibration) -> tuple[Table, str]:
 
 
 def gates(judged: GateReport) -> Table:
-    """One row per rule of the policy."""
-    table = Table("gate", "estimate", "95 % interval", "threshold", "n", "verdict", "why")
+    """One row per rule of the policy; the reasons are printed below it."""
+    table = Table("gate", "estimate", "95 % interval", "threshold", "n", "would decide", "verdict")
     for g in judged.gates:
         table.add_row(
             g.rule,
@@ -121,8 +121,8 @@ def gates(judged: GateReport) -> Table:
             f"{figure(g.ci_low)} – {figure(g.ci_high)}",
             figure(g.threshold),
             str(g.n),
+            figure(g.n_needed),
             VERDICTS[g.verdict],
-            escape(g.reason),
         )
     return table
 

@@ -116,7 +116,8 @@ def test_the_gate_step_writes_gate_json_and_never_the_results(run: Path, tmp_pat
         written = json.loads((copy / "gate.json").read_text())
         assert [g["rule"] for g in written["gates"]] == [rule["id"]]
         after = {p.name: p.read_bytes() for p in copy.iterdir()}
-        assert {n for n in {*before, *after} if before.get(n) != after.get(n)} == {"gate.json"}
+        verdict_files = {"gate.json", "gate.junit.xml", "gate.sarif", "gate.md"}
+        assert {n for n in {*before, *after} if before.get(n) != after.get(n)} == verdict_files
 
 
 def test_the_gate_step_compares_with_a_baseline(run: Path, tmp_path: Path) -> None:
