@@ -440,20 +440,29 @@ def doctor() -> None:
 def calibrate(
     seed: SeedOpt = 0,
     out_file: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the figures here as JSON.")
-    ] = None,
+        Path, typer.Option("--out", "-o", help="Where the figures are written as JSON.")
+    ] = Path("calibration.json"),
+    n_null: Annotated[
+        int, typer.Option("--null", min=0, help="Null circuits to grade; 300 for the full calibration.")
+    ] = 24,
 ) -> None:
-    """Attribute failures of models whose causes are known; exit 1 if a cause is missed or invented."""
+    """Attribute failures of models whose causes are known; exit 1 if a cause is missed or invented.
+
+    Finished null runs are kept beside --out until the end, so an interrupted calibration goes on.
+    """
     from evalkit.calibration import run_calibration
     from evalkit.records import json_text
 
+    checkpoint = out_file.with_suffix(".nulls.jsonl")
     with _progress() as progress:
-        found = run_calibration(seed, progress=progress)
-    if out_file is not None:
-        _write_text(out_file, json_text(found))
-    table, words = tables.calibration(found)
-    out.print(table)
+        found = run_calibration(seed, n_null=n_null, checkpoint=checkpoint, progress=progress)
+    _write_text(out_file, json_text(found))
+    checkpoint.unlink(missing_ok=True)
+    printed, words = tables.calibration(found)
+    for table in printed:
+        out.print(table)
     out.print(escape(words))
+    out.print(str(out_file), soft_wrap=True)
     raise typer.Exit(0 if found.passed else 1)
 
 

@@ -8,10 +8,11 @@ from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
+from evalkit import calibrated
 from evalkit.records import GateReport, Results, SampleResult
 
 if TYPE_CHECKING:
-    from evalkit.calibration import Calibration
+    from evalkit.calibrated import Calibration
 
 VERDICTS = {"pass": "✓ PASS", "fail": "✕ FAIL", "inconclusive": "◇ INCONCLUSIVE"}
 
@@ -73,42 +74,28 @@ def _in_words(results: Results, sample: SampleResult) -> list[str]:
     return lines
 
 
-def calibration(found: Calibration) -> tuple[Table, str]:
-    """What the pipeline found on each planted model, and the sentences under the table."""
-    names = ("found", "false", "hidden", "wrong", "rank", "flips", "floor", "mode")
-    table = Table(
-        *(Column(n, no_wrap=True) for n in ("model", *names)),
-        box=box.SIMPLE,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+def calibration(found: Calibration) -> tuple[tuple[Table, ...], str]:
+    """What the pipeline found on each planted model, null runs, coverage, and the sentences under them."""
+    kinds = (
+        (calibrated.VARIANT_HEADS, calibrated.variant_rows(found)),
+        (calibrated.NULL_HEADS, calibrated.null_rows(found)),
+        (calibrated.COVERAGE_HEADS, calibrated.coverage_rows(found)),
     )
-    null_modes = [m for m in found.null.modes if m.variant == "null"]
-    rows = zip((*found.variants, *found.null.runs), (*found.modes, *null_modes), strict=True)
-    for v, mode in rows:
-        gradient = v.estimators[0]
-        table.add_row(
-            v.variant,
-            f"{v.n_recalled}/{v.n_planted}" if v.n_planted else "–",
-            str(v.n_false),
-            str(v.n_blind + v.n_unlisted),
-            f"{gradient.n_sign_errors + gradient.n_weak}/{gradient.n}",
-            "–" if gradient.rank_correlation is None else f"{gradient.rank_correlation:.2f}",
-            f"{v.floors.n_flipped}/{v.floors.n}",
-            f"{v.floors.n_flipped_floor}/{v.floors.n}",
-            "✓" if mode.confirmed else "–",
-        )
-    lines = [
-        "found: planted nodes certified; false: others certified; hidden: planted nodes that only a joint "
-        "ablation shows or the shortlist cannot reach; wrong, rank: gradient × activation against exact "
-        "effects (sign wrong, or under a tenth of it; Spearman); flips: of sample circuits, and of the best "
-        "control through the same selection; mode: ✓ if the mode circuit was confirmed."
-    ]
+    tables = []
+    for heads, rows in kinds:
+        columns = (Column(h, no_wrap=len(h) < 8) for h in heads)
+        table = Table(*columns, box=box.SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+        for row in rows:
+            table.add_row(*row)
+        tables += [table] if rows else []
     broken = [e for e in found.expectations if not e.holds]
-    for e in broken:
-        lines.append(f"✕ {e.variant}: {e.rule}: {e.found}")
     n = len(found.expectations)
-    lines.append(f"{n - len(broken)} of {n} expectations hold ({found.wall_time_s:.0f} s).")
-    return table, "\n".join(lines)
+    lines = [
+        calibrated.VARIANT_NOTE,
+        *(f"✕ {e.variant}: {e.rule}: {e.found}" for e in broken),
+        f"{n - len(broken)} of {n} expectations hold.",
+    ]
+    return tuple(tables), "\n".join(lines)
 
 
 def gates(judged: GateReport) -> Table:

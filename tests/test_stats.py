@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 from scipy.stats import binomtest
 
 from evalkit import stats
@@ -66,8 +67,22 @@ def test_whole_groups_count_as_one_item_each() -> None:
     assert copied == pytest.approx(alone)
 
 
-def test_the_variance_is_that_of_the_linearised_ratio() -> None:
+def test_groups_that_differ_in_size_count_as_fewer_and_their_variance_is_jackknifed() -> None:
     groups = [(3, 4), (1, 5), (0, 3), (2, 2), (1, 6)]
+    rate, variance = 7 / 20, 0.0
+    for left_out in range(5):
+        rest = [g for n, g in enumerate(groups) if n != left_out]
+        variance += 4 / 5 * (sum(k for k, _ in rest) / sum(n for _, n in rest) - rate) ** 2
+    t = float(scipy_stats.t.ppf(0.975, 20**2 / (16 + 25 + 9 + 4 + 36) - 1))
+    effective = rate * (1 - rate) / variance * (1.9599640 / t) ** 2
+    expected = stats.score_interval(rate, effective)
+    found = stats.clustered(groups)
+    assert found is not None
+    assert tuple(found) == pytest.approx(tuple(expected), abs=1e-6)
+
+
+def test_the_variance_of_equal_groups_is_that_of_the_linearised_ratio() -> None:
+    groups = [(3, 4), (1, 4), (0, 4), (2, 4), (1, 4)]
     n, m = sum(g[1] for g in groups), len(groups)
     rate = sum(g[0] for g in groups) / n
     variance = m / (m - 1) * sum((k - rate * size) ** 2 for k, size in groups) / n**2

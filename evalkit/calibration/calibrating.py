@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from math import comb
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
 
-from evalkit.calibration.compiling import Compiled, compile_wiring, knowing_nothing
-from evalkit.calibration.confirming import grade_mode
-from evalkit.calibration.figures import (
+import torch
+
+from evalkit.calibrated import (
     Calibration,
+    CoverageFigures,
     Expectation,
     ModeFigures,
     NullFigures,
     VariantFigures,
+    pooled,
 )
+from evalkit.calibration.compiling import compile_wiring
+from evalkit.calibration.confirming import grade_mode
+from evalkit.calibration.coverage import N_DRAWS, measure_coverage
 from evalkit.calibration.measuring import MINIMUM_NATS, TOLERANCE_NATS, Setting, measure
-from evalkit.calibration.wiring import MOVED, NULL, PLANTED, Wiring
+from evalkit.calibration.nulls import NULL_SEEDS, Grades, allowed, run_nulls
+from evalkit.calibration.wiring import NULLS, PLANTED, Wiring
 from evalkit.models.cache import Progress, Step
 
-Grades = Callable[[Compiled, int], ModeFigures]
-"""How a model's mode circuit is graded, given a seed."""
-
 EXACT_NATS = 1e-2  # chosen: float32 rounding of two ways to compute one margin at stream norms of 64
-N_NULL = 5
-LEVEL = 0.05  # of the test in `circuits`: so often may a random SAE, which does move a model, be confirmed
-SURPRISE = 0.01  # chosen: a count that a correct test shows in under 1 % of calibrations counts against it
-NULL_SEEDS = 1000  # seeds of null models stand apart from those of planted ones
+EXACT_CHANGE = 1e-2  # chosen: the same for a feature's activation
+COVERED = 0.93  # chosen: least coverage, over all rows of a kind, that an interval of 95 % may have
+N_NULL = 24  # two of each kind; `--null 300` for the full set
 
 
 def run_calibration(
@@ -35,8 +37,11 @@ def run_calibration(
     n_groups: int = 16,
     failing_rate: float = 0.5,
     variants: Sequence[Wiring] = PLANTED,
+    nulls: Sequence[Wiring] = NULLS,
     n_null: int = N_NULL,
+    n_draws: int = N_DRAWS,
     grades: Grades = grade_mode,
+    checkpoint: Path | None = None,
     progress: Progress = lambda step: None,
 ) -> Calibration:
     """Audit models with known causes by the ordinary pipeline and compare.
@@ -45,45 +50,45 @@ def run_calibration(
         seed: seed of weights, samples and controls.
         n_groups: samples per model, twins not counted.
         failing_rate: share of them that fail, in planted and null models alike.
-        n_null: null models, each with its own seed.
-        grades: how mode circuits are graded; a null model must not get `confirmed`.
+        n_null: null circuits that are graded.
+        n_draws: draws per row of the interval coverage.
+        grades: how mode circuits are graded; a null circuit must not get `confirmed`.
+        checkpoint: file that keeps finished null runs, so that an interrupted calibration goes on.
         progress: told of each model before it is measured.
     """
-    began = time.monotonic()
     setting = Setting(n_groups, failing_rate)
-    n_models = len(variants) + n_null
-    measured, modes = [], []
+    n_models = len(variants) + len(nulls)
+    measured, modes, unplanted = [], [], []
     for n, wiring in enumerate(variants):
-        progress(Step("calibrating", n, n_models, "models"))
+        progress(Step("planted models", n, n_models, "models"))
         measured.append(measure(wiring, seed, setting)[0])
-        modes.append(grades(compile_wiring(wiring, seed), seed))
-    runs, null_modes = [], []
-    seeds = tuple(NULL_SEEDS * (seed + 1) + n for n in range(n_null))
-    for n, one in enumerate(seeds):
-        progress(Step("calibrating", len(variants) + n, n_models, "models"))
-        runs.append(measure(NULL, one, setting)[0])
-        null_modes.append(grades(compile_wiring(NULL, one), one))
-        null_modes.append(grades(knowing_nothing(compile_wiring(MOVED, one), one), one))
-    progress(Step("calibrating", n_models, n_models, "models"))
-    null = NullFigures(
-        seeds=seeds,
-        n_beats_floors=sum(r.floors.beaten for r in runs),
-        n_confirmed=sum(m.confirmed for m in null_modes),
-        runs=tuple(runs),
-        modes=tuple(null_modes),
-    )
-    expectations = [e for v in measured for e in expected_of(v)] + [expected_of_mode(m) for m in modes]
+        modes.append(grades(compile_wiring(wiring, seed), seed, False))
+    for n, wiring in enumerate(nulls):
+        progress(Step("planted models", len(variants) + n, n_models, "models"))
+        unplanted.append(measure(wiring, NULL_SEEDS * (seed + 1), setting)[0])
+    progress(Step("planted models", n_models, n_models, "models"))
+    null = run_nulls(seed, n_null, grades=grades, checkpoint=checkpoint, progress=progress)
+    coverage = measure_coverage(seed, n_draws, progress) if n_draws else ()
     return Calibration(
+        evalkit=importlib.metadata.version("evalkit-audit"),
+        torch=torch.__version__.partition("+")[0],
         seed=seed,
         n_groups=n_groups,
         failing_rate=failing_rate,
         minimum_nats=MINIMUM_NATS,
         tolerance_nats=TOLERANCE_NATS,
         variants=tuple(measured),
+        nulls=tuple(unplanted),
         modes=tuple(modes),
         null=null,
-        expectations=(*expectations, *expected_of_null(null)),
-        wall_time_s=round(time.monotonic() - began, 1),
+        coverage=coverage,
+        expectations=(
+            *(e for v in measured for e in expected_of(v)),
+            *(expected_of_mode(m) for m in modes),
+            *(e for v in unplanted for e in expected_of_null_model(v)),
+            *expected_of_nulls(null),
+            *expected_of_coverage(coverage),
+        ),
     )
 
 
@@ -120,6 +125,7 @@ def expected_of(v: VariantFigures) -> list[Expectation]:
             v.shuffled_recall == 0.0,
             f"recall {v.shuffled_recall}",
         ),
+        *_edges(v),
         (
             "sample circuits beat their floors",
             v.floors.beaten,
@@ -141,35 +147,45 @@ def expected_of_mode(mode: ModeFigures) -> Expectation:
     )
 
 
-def expected_of_null(null: NullFigures) -> list[Expectation]:
-    """What must hold of models that fail for a reason no SAE has a row for."""
-    found = [
-        Expectation(variant=f"null {v.seed}", rule=r, holds=h, found=f)
-        for v in null.runs
-        for r, h, f in (*_common(v), ("no feature is blamed", v.n_false == 0, f"{v.n_false} certified"))
-    ]
-    n = len(null.runs)
-    exact = [m.confirmed for m in null.modes if m.variant == NULL.name]
-    random = [m.confirmed for m in null.modes if m.variant != NULL.name]
-    rules = [
+def expected_of_null_model(v: VariantFigures) -> list[Expectation]:
+    """What must hold of a model that fails for a reason no SAE has a row for."""
+    rules = (
+        *_common(v),
+        ("no feature is blamed", v.n_false == 0, f"{v.n_false} certified"),
         (
             "no sample circuit beats its floors",
-            null.n_beats_floors == 0,
-            f"{null.n_beats_floors} of {n} models",
+            not v.floors.beaten,
+            f"{v.floors.n_flipped} of {v.floors.n} against {v.floors.n_flipped_floor}",
         ),
-        ("no mode circuit is confirmed", not any(exact), f"{sum(exact)} of {len(exact)} circuits"),
+    )
+    return [Expectation(variant=v.variant, rule=r, holds=h, found=f) for r, h, f in rules]
+
+
+def expected_of_nulls(null: NullFigures) -> list[Expectation]:
+    """Where there is no cause to find, circuits are confirmed at most as often as the test may err."""
+    exact = [m for m in null.confirmed if m.variant in {w.name for w in NULLS}]
+    most = allowed(null.n)
+    rules = (
+        ("no circuit without any causal feature is confirmed", not exact, f"{len(exact)} confirmed"),
         (
-            "circuits of random SAEs are confirmed at most as often as the test allows",
-            _chance(sum(random), len(random)) >= SURPRISE,
-            f"{sum(random)} of {len(random)} circuits, at a level of {LEVEL:.0%}",
+            f"at most {most} null circuits are confirmed",
+            null.n_confirmed <= most,
+            f"{null.n_confirmed} of {null.n}",
         ),
-    ]
-    return found + [Expectation(variant="null", rule=r, holds=h, found=f) for r, h, f in rules]
+    )
+    return [Expectation(variant="null runs", rule=r, holds=h, found=f) for r, h, f in rules] if null.n else []
 
 
-def _chance(k: int, n: int) -> float:
-    """Probability of at least `k` of `n` at the test's own error rate."""
-    return sum(comb(n, j) * LEVEL**j * (1 - LEVEL) ** (n - j) for j in range(k, n + 1))
+def expected_of_coverage(rows: Sequence[CoverageFigures]) -> list[Expectation]:
+    """Printed 95 % intervals hold the truth in at least 93 % of draws, over all rows of a kind."""
+    found = []
+    for kind in dict.fromkeys(r.interval for r in rows):
+        mine = [r for r in rows if r.interval == kind]
+        share, low, high = pooled(mine)
+        words = f"{share:.1%} ({low:.1%} to {high:.1%}); least {min(r.coverage for r in mine):.1%}"
+        rule = f"95 % intervals of a {kind.replace('_', ' ')} hold the truth in {COVERED:.0%} of draws"
+        found.append(Expectation(variant="coverage", rule=rule, holds=share >= COVERED, found=words))
+    return found
 
 
 def _common(v: VariantFigures) -> list[tuple[str, bool, str]]:
@@ -188,3 +204,20 @@ def _common(v: VariantFigures) -> list[tuple[str, bool, str]]:
             f"largest gap {max(gaps, default=float('nan')):.4f} nats",
         ),
     ]
+
+
+def _edges(v: VariantFigures) -> list[tuple[str, bool, str]]:
+    """Edges are those that are wired, and all of them are confirmed by re-measurement."""
+    e = v.edges
+    rules = [
+        (
+            "edges by full forwards are the wired ones",
+            e.n_wired_true == e.n_wired and e.n_unwired == 0,
+            f"{e.n_wired_true} of {e.n_wired} wired, {e.n_unwired} others",
+        )
+    ]
+    if e.n_recalled is not None and e.gap is not None:
+        exact = e.n_recalled == e.n_wired and e.n_false == 0 and e.gap <= EXACT_CHANGE
+        found = f"{e.n_recalled} of {e.n_wired}, {e.n_false} false, largest gap {e.gap:.4f}"
+        rules.append(("every wired edge is confirmed and no other", exact, found))
+    return rules

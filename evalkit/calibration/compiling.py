@@ -119,7 +119,8 @@ def _sae(hook: str, read: Tensor, write: Tensor, bias: Tensor) -> Sae:
 
 
 def _directions(wiring: Wiring) -> list[str]:
-    return [*wiring.words, *(f"moved:{w}" for w in wiring.words), "hidden", "crowd", *FILLERS, ASK]
+    second = ["second"] if any(u.to == "second" for u in wiring.units) else []
+    return [*wiring.words, *(f"moved:{w}" for w in wiring.words), "hidden", "crowd", *FILLERS, ASK, *second]
 
 
 def _undecoded(wiring: Wiring) -> set[str]:
@@ -164,8 +165,9 @@ def _llama(wiring: Wiring, axis: dict[str, Tensor], tokenizer: PreTrainedTokeniz
             z = z + weight * axis[f"moved:{word}"]
         mlp.gate_proj.weight[n] = STEEP * read * z
         mlp.up_proj.weight[n] = read * one / STEEP
-        mlp.down_proj.weight[:, n] = unit.writes * axis["hidden"]
-    decision = GAIN / 2 * read * (axis["hidden"] + axis["crowd"] - wiring.threshold * one)
+        mlp.down_proj.weight[:, n] = unit.writes * axis[unit.to]
+    causes = axis["hidden"] + axis["crowd"] + axis.get("second", 0.0)
+    decision = GAIN / 2 * read * (causes - wiring.threshold * one)
     module.lm_head.weight[tokenizer.convert_tokens_to_ids(FAIL)] = decision
     module.lm_head.weight[tokenizer.convert_tokens_to_ids(SAFE)] = -decision
     return module

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from evalkit.attribution.attribute import Coders
 from evalkit.attribution.modes import ModeInput, measure_mode
+from evalkit.calibrated import ModeFigures
 from evalkit.calibration.compiling import Compiled
-from evalkit.calibration.figures import ModeFigures
 from evalkit.calibration.measuring import SIZES, SPEC, controls, weak_features
 from evalkit.calibration.prompts import Observed, observe
 from evalkit.calibration.wiring import PLACES
@@ -20,9 +20,9 @@ N_FAILURES = 24  # chosen: 12 to choose from and 12 held out; at least 8 are nee
 N_MATCHED = 1  # shown beside a circuit, never decisive
 
 
-def grade_mode(compiled: Compiled, seed: int) -> ModeFigures:
+def grade_mode(compiled: Compiled, seed: int, permuted: bool = False) -> ModeFigures:
     """The grade of the mode circuit that an audit of this model would print."""
-    observed = observe(compiled, N_FAILURES, 1.0, seed + 1)
+    observed = observe(compiled, N_FAILURES, 1.0, seed + 1, permuted=permuted)
     half = len(observed.cases) // 2
     mode = ModeInput(
         name=f"{compiled.wiring.name}:mode",
@@ -41,7 +41,7 @@ def grade_mode(compiled: Compiled, seed: int) -> ModeFigures:
         SPEC,
         seed,
     )
-    [circuit] = mode_circuits(_results(observed), ledger, {})
+    [circuit] = mode_circuits(results_of(observed), ledger, {})
     causal = _causal(compiled)
     return ModeFigures(
         variant=compiled.wiring.name,
@@ -55,7 +55,8 @@ def grade_mode(compiled: Compiled, seed: int) -> ModeFigures:
     )
 
 
-def _results(observed: Observed) -> list[SampleResult]:
+def results_of(observed: Observed) -> list[SampleResult]:
+    """Each sample with its outcome, as far as circuits need it."""
     return [
         SampleResult(
             id=s.id, probe=s.probe, failure_mode=s.failure_mode, context=s.context,

@@ -21,13 +21,14 @@ from evalkit import stats
 from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
 from evalkit.attribution.capture import decomposed_positions
 from evalkit.attribution.cases import Case
+from evalkit.calibrated import EdgeFigures, EstimatorFigures, FloorFigures, VariantFigures
 from evalkit.calibration.compiling import FILLERS, Compiled, compile_wiring, shuffled
-from evalkit.calibration.figures import EstimatorFigures, FloorFigures, VariantFigures
+from evalkit.calibration.edge_truth import compare_edges
 from evalkit.calibration.pairs import redundant_pairs
 from evalkit.calibration.prompts import Observed, observe, word_position
 from evalkit.calibration.truth import Effect, Key, true_effects
 from evalkit.calibration.wiring import PLACES, Cause, Wiring
-from evalkit.records import AttributionSpec, ControlKind, Node
+from evalkit.records import AttributionSpec, ControlKind, Edge, Node
 from evalkit.saes.coder import Sae
 from evalkit.saes.floors import frozen_random, residual_coordinates
 
@@ -74,7 +75,8 @@ def measure(wiring: Wiring, seed: int, setting: Setting) -> tuple[VariantFigures
         [f._replace(nodes=_nodes(a)) for f, a in zip(failures, wrong, strict=True)],
         lambda c: c.alone and c.listed,
     )
-    return _figures(observed, seed, failures, n_shuffled, floors(done)), observed
+    edges = compare_edges(observed, [f.planted for f in failures], edges_of(done))
+    return _figures(observed, seed, failures, n_shuffled, floors(done), edges), observed
 
 
 def planted_nodes(observed: Observed, case: Case) -> dict[Key, Cause]:
@@ -147,8 +149,20 @@ def _nodes(attributed: Attributed) -> dict[Key, Node]:
     return {Key(n.hook, n.position, n.feature): n for n in attributed.attribution.nodes}
 
 
+def edges_of(done: Sequence[Attributed]) -> list[tuple[Edge, ...]] | None:
+    """Each failure's edges; None if no edge was measured by intervention."""
+    edges = [a.attribution.edges for a in done]
+    measured = any(e.confirmed_activation is not None for row in edges for e in row)
+    return edges if measured else None
+
+
 def _figures(
-    observed: Observed, seed: int, failures: Sequence[_Failure], n_shuffled: int, floor: FloorFigures
+    observed: Observed,
+    seed: int,
+    failures: Sequence[_Failure],
+    n_shuffled: int,
+    floor: FloorFigures,
+    edges: EdgeFigures,
 ) -> VariantFigures:
     wiring, weak = observed.compiled.wiring, weak_features(observed.compiled)
     own = [s for s in observed.samples.values() if not s.control]
@@ -182,7 +196,7 @@ def _figures(
         n_recalled=n_recalled,
         recall=n_recalled / n_planted if n_planted else None,
         n_false=sum(e > TOLERANCE_NATS for e in others),
-        largest_other_nats=max(others, default=0.0),
+        largest_other_nats=round(max(others, default=0.0), 4),
         n_blind=n_blind,
         n_blind_recalled=n_blind_recalled,
         n_unlisted=n_unlisted,
@@ -198,6 +212,7 @@ def _figures(
         n_pairs_false=pairs.false,
         shuffled_recall=n_shuffled / n_planted if n_planted else None,
         floors=floor,
+        edges=edges,
     )
 
 
@@ -208,7 +223,8 @@ def _true(failure: _Failure, key: Key) -> Effect:
 
 def _gap(pairs: Sequence[tuple[float | None, float | None]]) -> float | None:
     """Largest difference over the pairs of which both sides were measured."""
-    return max((abs(a - b) for a, b in pairs if a is not None and b is not None), default=None)
+    gaps = [abs(a - b) for a, b in pairs if a is not None and b is not None]
+    return round(max(gaps), 4) if gaps else None
 
 
 def _effect(node: Node) -> float:
@@ -261,7 +277,7 @@ def _estimator(name: _Name, failures: Sequence[_Failure]) -> EstimatorFigures:
     n_close = sum(a * b > 0 and abs(a) >= abs(b) / 10 for a, b in large)
     return EstimatorFigures(
         estimator=name,
-        rank_correlation=fmean(known) if known else None,
+        rank_correlation=round(fmean(known), 4) if known else None,
         n=len(large),
         n_sign_errors=n_wrong,
         n_weak=len(large) - n_wrong - n_close,

@@ -39,10 +39,19 @@ class Observed(NamedTuple):
         return self.outcomes == self.expected
 
 
-def observe(compiled: Compiled, n_groups: int, failing_rate: float, seed: int) -> Observed:
-    """Make the samples, ask the model, score its answers, and pair failures with their twins."""
+def observe(
+    compiled: Compiled, n_groups: int, failing_rate: float, seed: int, *, permuted: bool = False
+) -> Observed:
+    """Make the samples, ask the model, score its answers, and pair failures with their twins.
+
+    Args:
+        permuted: in a random half of the groups the other answer counts as the failure, and sample and
+            twin change places, so that failures have nothing in common.
+    """
     wiring = compiled.wiring
     samples, expected = _samples(wiring, n_groups, round(n_groups * failing_rate), seed)
+    if permuted:
+        samples = _permuted(samples, seed)
     spec = ProbeSpec(
         id=wiring.name, failure_mode=wiring.name, kind="choice", samples=(), prompt="{{ input }}",
         answers=AnswerTemplates(safe=SAFE, fail=FAIL),
@@ -81,7 +90,8 @@ def _samples(
         places = dict(zip(wiring.words, rng.sample(range(n_words), len(wiring.words)), strict=True))
         name = f"{wiring.name}-{n}"
         fails = n < n_failing
-        own = wiring.failing if fails else wiring.bystanders[n % len(wiring.bystanders)]
+        kinds = (wiring.failing, *wiring.failing_too) if fails else wiring.bystanders
+        own = kinds[n % len(kinds)]
         twin = f"{name}-twin" if fails and wiring.paired else None
         samples[name] = _sample(wiring, name, name, _text(fillers, places, own), twin)
         expected[name] = "fail" if fails else "pass"
@@ -90,6 +100,22 @@ def _samples(
             samples[twin] = _sample(wiring, twin, name, text, None, control=True)
             expected[twin] = "pass"
     return samples, expected
+
+
+def _permuted(samples: dict[str, Sample], seed: int) -> dict[str, Sample]:
+    """Half of the pairs of a failure and its twin with exchanged prompts and exchanged answers."""
+    failing = sorted(i for i, s in samples.items() if s.counterfactual is not None)
+    turned = random.Random(f"{seed}:permuted").sample(failing, len(failing) // 2)
+    changed = dict(samples)
+    for name in turned:
+        twin = samples[name].counterfactual
+        assert twin is not None
+        for here, there in ((name, twin), (twin, name)):
+            other = samples[there]
+            changed[here] = samples[here].model_copy(
+                update={"messages": other.messages, "spans": other.spans, "safe": FAIL, "fail": SAFE}
+            )
+    return changed
 
 
 def _text(fillers: Sequence[str], places: dict[str, int], planted: Sequence[str]) -> str:

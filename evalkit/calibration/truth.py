@@ -50,9 +50,9 @@ class Push(NamedTuple):
 def true_effects(observed: Observed, case: Case, saes: Mapping[str, Sae]) -> dict[Key, Effect]:
     """Exact effects of every feature that fires on the failure or in its twin; position 0 is left out."""
     model = observed.compiled.model
-    own = _streams(model, case.prompt.ids, list(saes))
+    own = streams_of(model, case.prompt.ids, list(saes))
     paired = case.contrast.kind == "twin"
-    twin = _streams(model, observed.prompts[case.contrast.samples[0]].ids, list(saes)) if paired else own
+    twin = streams_of(model, observed.prompts[case.contrast.samples[0]].ids, list(saes)) if paired else own
     effects = {}
     for hook, sae in saes.items():
         value, base = sae.encode(own[hook]), sae.encode(twin[hook])
@@ -66,7 +66,8 @@ def true_effects(observed: Observed, case: Case, saes: Mapping[str, Sae]) -> dic
     return effects
 
 
-def _streams(model: TextModel, ids: Sequence[int], hooks: Sequence[str]) -> dict[str, Tensor]:
+def streams_of(model: TextModel, ids: Sequence[int], hooks: Sequence[str]) -> dict[str, Tensor]:
+    """The stream of one prompt at each hook: [pos, d_model]."""
     kept: dict[str, Tensor] = {}
 
     def keeper(hook: str) -> Any:

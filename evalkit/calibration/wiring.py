@@ -6,9 +6,9 @@ features); a few ReLU units there compute the failure's strength (`layers.2`, th
 head answers with the failing word if that strength exceeds a threshold:
 
     moved(word)  = reach / number of tokens · strength(word)
-    hidden       = Σ_units writes · ReLU(Σ_words reads · moved(word) + bias)
+    hidden       = Σ_units writes · ReLU(Σ_words reads · moved(word) + bias)     (a *second* one likewise)
     crowd        = reach / number of tokens · Σ_fillers crowd of the filler       (mostly zero)
-    margin, nats = GAIN · (hidden + crowd − threshold)
+    margin, nats = GAIN · (hidden + second + crowd − threshold)
 
 So the truth is known by construction, and `truth` measures it once more by brute force.
 """
@@ -22,11 +22,13 @@ from evalkit.records import Baseline
 
 GAIN = 6.0  # chosen: margins of 1 to 5 nats, as real failures have
 
-Place = Literal["word", "moved", "hidden", "crowd", "crowd_kept"]
+Place = Literal["word", "moved", "hidden", "second", "crowd", "crowd_kept"]
+Target = Literal["hidden", "second"]
 PLACES: dict[Place, tuple[str, str]] = {
     "word": ("layers.0", "{}"),
     "moved": ("layers.1", "moved:{}"),
     "hidden": ("layers.2", "hidden"),
+    "second": ("layers.2", "second"),
     "crowd": ("layers.1", "crowd"),
     "crowd_kept": ("layers.2", "crowd"),
 }
@@ -41,6 +43,8 @@ class Unit(NamedTuple):
     bias: float
     writes: float
     """Weight on the hidden feature."""
+    to: Target = "hidden"
+    """Which hidden feature it writes."""
 
 
 class Cause(NamedTuple):
@@ -85,6 +89,8 @@ class Wiring(NamedTuple):
     """What one filler word adds to the failure on average; each a little more or less."""
     paired: bool = True
     """False: failures have no twin, so that the contrast is taken from other passing samples."""
+    failing_too: tuple[tuple[str, ...], ...] = ()
+    """Planted words of further failing samples, taken in turn with `failing`."""
 
     @property
     def reach(self) -> int:
@@ -94,8 +100,20 @@ class Wiring(NamedTuple):
     @property
     def words(self) -> tuple[str, ...]:
         """Every planted word, in order of first mention."""
-        mentioned = (*self.failing, *self.twin, *(w for b in self.bystanders for w in b))
+        every = (self.failing, self.twin, *self.bystanders, *self.failing_too)
+        mentioned = (word for words in every for word in words)
         return tuple(dict.fromkeys(mentioned))
+
+    @property
+    def edges(self) -> tuple[tuple[tuple[Place, str], tuple[Place, str]], ...]:
+        """Which cause drives which at the next hook, as (place, word), where ablating one shows it."""
+        shown = {(c.place, c.word) for c in self.causes if c.alone and c.listed}
+        wired: list[tuple[tuple[Place, str], tuple[Place, str]]] = [
+            (("word", w), ("moved", w)) for w in self.words
+        ]
+        wired += [(("moved", w), (unit.to, "")) for unit in self.units for w in unit.reads]
+        wired.append((("crowd", ""), ("crowd_kept", "")))
+        return tuple(dict.fromkeys(e for e in wired if set(e) <= shown))
 
     @property
     def null(self) -> bool:
@@ -185,11 +203,49 @@ CROWD_UNPAIRED = CROWD._replace(
     causes=_path("alpha", by_gradient=False, listed=False) + CROWD.causes[2:],
 )
 
+DAMPED = Wiring(
+    "damped", "A cause held down by an inhibitor that fires, too weakly to stop it",
+    failing=("alpha", "refuse"), twin=("refuse",), bystanders=(("refuse",), ()),
+    units=(Unit({"alpha": 1.0, "refuse": -0.3}, 0.0, 1.0),), threshold=0.4,
+    causes=_path("alpha") + _path("refuse") + HIDDEN,
+)  # fmt: skip
+
+PARALLEL = Wiring(
+    "parallel", "Two chains side by side: their features fire together, and neither drives the other's",
+    failing=("alpha", "beta"), twin=("alpha",), bystanders=(("alpha",), ("beta",), ()),
+    units=(Unit({"alpha": 1.0}, 0.0, 1.0), Unit({"beta": 1.0}, 0.0, 1.0, "second")), threshold=1.4,
+    causes=_path("alpha") + _path("beta") + HIDDEN + (Cause("second", ""),),
+)  # fmt: skip
+
 NULL = Wiring(
     "null", "A cause in directions that no SAE has a row for, with correlates firing",
     failing=("nu", "gamma", "delta"), twin=(), bystanders=((), ("gamma",), ("delta",)),
     units=(Unit({"nu": 1.0}, 0.0, 1.0),), threshold=0.4, causes=(),
     correlates=("gamma", "delta"), undecoded=("nu",),
+)  # fmt: skip
+
+NULL_LOUD = NULL._replace(
+    name="null-loud", title="The same with correlates twice as strong",
+    strength={"gamma": 2.0, "delta": 2.0},
+)  # fmt: skip
+
+NULL_SATURATED = NULL._replace(
+    name="null-saturated", title="The same with the cause far above its ceiling", strength={"nu": 3.0},
+    units=(Unit({"nu": 1.0}, 0.0, 1.0), Unit({"nu": 1.0}, -1.0, -1.0)),
+)  # fmt: skip
+
+NULL_DECOY = NULL._replace(
+    name="null-decoy", title="The same with a correlate that has a steep gradient and no effect",
+    units=(*NULL.units, *DECOY.units[1:]), lengths=DECOY.lengths,
+)  # fmt: skip
+
+NULLS = (NULL, NULL_LOUD, NULL_SATURATED, NULL_DECOY)
+
+MIXED = Wiring(
+    "mixed", "Two failures of three come through a feature, the third through no feature of the SAEs",
+    failing=("alpha",), failing_too=(("nu",), ("alpha",)), twin=(), bystanders=((),),
+    units=(Unit({"alpha": 1.0}, 0.0, 1.0), Unit({"nu": 1.0}, 0.0, 1.0)), threshold=0.4,
+    causes=_path("alpha"), undecoded=("nu",),
 )  # fmt: skip
 
 PLANTED = (
@@ -203,4 +259,6 @@ PLANTED = (
     DECOY,
     CROWD,
     CROWD_UNPAIRED,
+    DAMPED,
+    PARALLEL,
 )

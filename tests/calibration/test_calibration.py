@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from evalkit import calibration
 from evalkit.attribution import shortlist
-from evalkit.calibration import Calibration, calibrating, measuring, run_calibration
+from evalkit.calibrated import ModeFigures
+from evalkit.calibration import Calibration, calibrating, measuring, nulls, run_calibration
 from evalkit.calibration.compiling import (
     FILLERS,
     HOOKS,
@@ -23,7 +24,6 @@ from evalkit.calibration.compiling import (
     shuffled,
 )
 from evalkit.calibration.confirming import grade_mode
-from evalkit.calibration.figures import ModeFigures
 from evalkit.calibration.measuring import Setting, controls, measure, planted_nodes
 from evalkit.calibration.pairs import redundant_pairs
 from evalkit.calibration.prompts import Observed, observe, word_position
@@ -36,8 +36,10 @@ from evalkit.calibration.wiring import (
     DECOY,
     GAIN,
     INHIBITOR,
+    MIXED,
     MOVED,
     NULL,
+    NULLS,
     OVERSHOT,
     PLANTED,
     REDUNDANT,
@@ -48,20 +50,20 @@ from evalkit.cli import app
 from evalkit.saes.coder import Sae
 
 SMALL = Setting(n_groups=6, failing_rate=0.5)
-EVERY = [*PLANTED, NULL]
+EVERY = [*PLANTED, *NULLS, MIXED]
 
 
-def unmeasured(compiled: Compiled, seed: int) -> ModeFigures:
+def unmeasured(compiled: Compiled, seed: int, permuted: bool = False) -> ModeFigures:
     """A grade without measurement, as it should be; true ones are tested below."""
     return ModeFigures(
         variant=compiled.wiring.name, seed=seed, note="", n_held_out=0, n_flipped=0, size=0, n_causal=0,
-        grade="attributed" if seed >= calibrating.NULL_SEEDS else "confirmed",
+        grade="attributed" if seed >= nulls.NULL_SEEDS else "confirmed",
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def small() -> Calibration:
-    return run_calibration(3, n_groups=6, n_null=2, grades=unmeasured)
+    return run_calibration(3, n_groups=6, n_null=2, n_draws=40, grades=unmeasured)
 
 
 def look(wiring: Wiring, seed: int = 0) -> Observed:
@@ -104,7 +106,7 @@ def test_the_margin_is_what_the_formula_of_the_wiring_gives(wiring: Wiring) -> N
         assert margin == pytest.approx(GAIN * (hidden - wiring.threshold), abs=0.05)
 
 
-@pytest.mark.parametrize("wiring", EVERY, ids=lambda w: w.name)
+@pytest.mark.parametrize("wiring", [*PLANTED, *NULLS], ids=lambda w: w.name)
 def test_the_exact_sae_reconstructs_everything_but_what_is_left_undecoded(wiring: Wiring) -> None:
     observed = look(wiring)
     for case in observed.cases:
@@ -187,8 +189,10 @@ def test_the_absent_refusal_has_no_ablation_effect_and_a_contrast_effect() -> No
 
 
 def test_every_expectation_holds(small: Calibration) -> None:
-    assert [e for e in small.expectations if not e.holds] == []
-    assert small.passed
+    """Coverage is drawn too rarely here to be judged; `test_coverage` does it."""
+    judged = [e for e in small.expectations if e.variant != "coverage"]
+    assert [e for e in judged if not e.holds] == []
+    assert len(small.expectations) - len(judged) == 3
 
 
 def test_planted_circuits_are_found_whole_and_nothing_else_is_blamed(small: Calibration) -> None:
@@ -231,10 +235,10 @@ def test_a_decoy_has_a_steep_gradient_and_is_cleared(small: Calibration) -> None
 
 def test_sample_circuits_beat_their_floors_if_planted_and_never_on_nulls(small: Calibration) -> None:
     assert all(v.floors.beaten and v.floors.n_flipped == v.n_failed for v in small.variants)
-    assert small.null.n_beats_floors == 0
-    assert all(r.floors.n_flipped == 0 for r in small.null.runs)
-    assert max(r.largest_other_nats for r in small.null.runs) < 0.02
-    assert {r.n_failed for r in small.null.runs} == {v.n_failed for v in small.variants}
+    assert not any(r.floors.beaten for r in small.nulls)
+    assert all(r.floors.n_flipped == 0 for r in small.nulls)
+    assert max(r.largest_other_nats for r in small.nulls) < 0.02
+    assert {r.n_failed for r in small.nulls} == {v.n_failed for v in small.variants}
 
 
 def test_a_shuffled_sae_finds_no_planted_node_and_never_a_row_in_its_place(small: Calibration) -> None:
@@ -288,33 +292,6 @@ def test_a_feature_that_writes_a_cause_by_mistake_is_a_false_discovery() -> None
     assert {n.feature for n in blamed} == {compiled.features["?"]}
 
 
-def test_a_null_that_an_audit_confirms_fails_the_calibration() -> None:
-    asked = []
-
-    def grades(compiled: Compiled, seed: int) -> ModeFigures:
-        asked.append((compiled.wiring.name, seed))
-        honest = unmeasured(compiled, seed)
-        return honest.model_copy(update={"grade": "confirmed"}) if len(asked) == 3 else honest
-
-    found = run_calibration(0, n_groups=4, variants=(), n_null=2, grades=grades)
-    assert asked == [("null", 1000), ("moved", 1000), ("null", 1001), ("moved", 1001)]
-    assert found.null.n_confirmed == 1
-    assert not found.passed
-    assert broken(found.expectations) == ["no mode circuit is confirmed"]
-
-
-def test_random_saes_may_be_confirmed_at_the_level_of_the_test_and_no_more_often() -> None:
-    """A random SAE does move a model, and a test at 5 % errs; three of five is no accident."""
-    rule = "circuits of random SAEs are confirmed at most as often as the test allows"
-    honest = run_calibration(0, n_groups=4, variants=(), n_null=1, grades=unmeasured).null
-    random = unmeasured(compile_wiring(MOVED, 0), calibrating.NULL_SEEDS)
-    sure = random.model_copy(update={"grade": "confirmed"})
-    for n_sure, held in ((0, True), (1, True), (3, False)):
-        modes = (*([sure] * n_sure), *([random] * (5 - n_sure)))
-        found = calibrating.expected_of_null(honest.model_copy(update={"modes": modes}))
-        assert [e.holds for e in found if e.rule == rule] == [held]
-
-
 @pytest.mark.parametrize("wiring", [CONJUNCTION, CROWD_UNPAIRED], ids=lambda w: w.name)
 def test_a_true_mode_circuit_is_confirmed_on_the_held_out_half(wiring: Wiring) -> None:
     mode = grade_mode(compile_wiring(wiring, 1), 1)
@@ -349,11 +326,12 @@ def broken(expectations: object) -> list[str]:
 def test_calibrate_prints_a_table_writes_json_and_exits_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Calibration
 ) -> None:
-    monkeypatch.setattr(calibration, "run_calibration", lambda seed, **_: small)
+    honest = small.model_copy(update={"expectations": small.expectations[:5]})
+    monkeypatch.setattr(calibration, "run_calibration", lambda seed, **_: honest)
     result = CliRunner().invoke(app, ["calibrate", "--seed", "3", "--out", str(tmp_path / "c.json")])
     assert result.exit_code == 0, result.output
     assert "expectations hold" in result.output
-    assert Calibration.model_validate_json((tmp_path / "c.json").read_text()) == small
+    assert Calibration.model_validate_json((tmp_path / "c.json").read_text()) == honest
 
 
 def test_calibrate_exits_1_and_names_what_does_not_hold(
