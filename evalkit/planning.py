@@ -34,7 +34,7 @@ from evalkit.records import Batch, Environment, Plan, ProbeSpec, SaeRecord, SaeR
 from evalkit.saes import catalogue
 from evalkit.saes.coder import Sae
 from evalkit.saes.floors import frozen_random, random_directions, residual_coordinates
-from evalkit.saes.loaders import load_sae
+from evalkit.saes.loaders import holds_sae, load_sae
 from evalkit.scorers import check_sample, make_scorer
 from evalkit.suites import LoadedSuite, load_suite, render_samples
 
@@ -218,12 +218,10 @@ def _refs_in(folder: Path) -> list[SaeRef]:
     """One SAE folder, or a folder of SAE folders."""
     if not folder.is_dir():
         raise ConfigError(f"--saes {folder}: not a folder; give an SAE's folder or a folder of them")
-    inside = [p for p in sorted(folder.iterdir()) if (p / "cfg.json").is_file()]
-    found = [folder] if (folder / "cfg.json").is_file() else inside
+    inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and holds_sae(p)]
+    found = [folder] if holds_sae(folder) else inside
     if not found:
-        raise ConfigError(
-            f"--saes {folder}: holds no SAE (no cfg.json); give an SAE's folder or a folder of them"
-        )
+        raise ConfigError(f"--saes {folder}: holds no SAE; give an SAE's folder or a folder of them")
     return [SaeRef(ref=str(p.resolve()), hook="auto") for p in found]
 
 

@@ -95,11 +95,13 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_says_what_is_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(SaeError, match=r"found no file; an SAE folder holds sae.safetensors or sae_weights"):
+    with pytest.raises(
+        SaeError, match=r"found no file; an SAE folder holds one of sae.safetensors, sae_weights"
+    ):
         load_sae(tmp_path, None)
 
 
-@pytest.mark.parametrize("name", ["ae.pt", "sae.pkl", "params.npz", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["sae.pkl", "sae.pth", "weights.npy", "pytorch_model.bin"])
 def test_a_pickle_is_never_opened(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"not even a pickle")
     with pytest.raises(SaeError, match=f"{name} may run code when it is read: convert it to safetensors"):
