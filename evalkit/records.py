@@ -145,8 +145,10 @@ class AttributionSpec(Record):
     """Nodes recorded per failure, over all hooks."""
     confirm: Annotated[int, Field(ge=1, le=4096)] = 16
     """Exact measurements per failure, over all hooks."""
+    edge_nodes: Annotated[int, Field(ge=0, le=4096)] = 8
+    """Certified nodes per failure, strongest first, between which edges are measured; 0: none."""
     max_edges: Annotated[int, Field(ge=0, le=65536)] = 64
-    """Edges recorded per failure, strongest first; 0: edges are not looked for."""
+    """Edges recorded per failure, strongest first."""
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Share of groups kept away from the choice of circuits."""
 

@@ -123,7 +123,7 @@ def attribute_batch(
     ledger: list[list[InterventionRecord]] = [
         [r for c in certified[n] for r in _certificates(bench, n, audited, c)] for n in range(len(cases))
     ]
-    edges = _edges(bench, audited, certified, spec.max_edges, ledger)
+    edges = _edges(bench, audited, certified, spec, ledger)
     _switch_off(bench, audited, certified, sizes, ledger)
     _ceilings(bench, certified, ledger)
     for control in controls:
@@ -289,21 +289,22 @@ def _edges(
     bench: Bench,
     coders: Coders,
     certified: Sequence[Sequence[Certified]],
-    max_edges: int,
+    spec: AttributionSpec,
     ledger: list[list[InterventionRecord]],
 ) -> list[Found]:
-    """Per case, the edges between its certified nodes; one ledger line per source that was moved."""
+    """Per case, the edges between its strongest nodes; one ledger line per source that was moved."""
     failures = []
     for n, nodes in enumerate(certified):
         offset = bench.captured.run.offset(n)
+        strongest = sorted(nodes, key=lambda c: (-max(abs(c.ablation), abs(c.contrast or 0.0)), c.key))
         failures.append(
             Failure(
-                [p for c in nodes if (p := _point(c)) is not None],
+                [p for c in strongest if (p := _point(c)) is not None][: spec.edge_nodes],
                 {h: g[n, offset:] for h, g in bench.captured.gradients.items()},
                 {h: rows[n] for h, rows in bench.decomposed.items()},
             )
         )
-    found = find_edges(bench.model, bench.captured.run, coders.saes, failures, max_edges)
+    found = find_edges(bench.model, bench.captured.run, coders.saes, failures, spec.max_edges)
     for n, edges in enumerate(found):
         for r in edges.readings:
             line = ledger_line(bench, n, coders, "edge", [r.source], 1, None, None, baseline=r.baseline)

@@ -102,8 +102,8 @@ class _Row(NamedTuple):
     """Σ |estimate| over the features that are no nodes."""
 
 
-class _Active(NamedTuple):
-    """The features that fire on one row at one hook and are no nodes."""
+class _Split(NamedTuple):
+    """One row at one hook: the features that fire and are no nodes, and what no feature explains."""
 
     position: Int[Tensor, "active"]
     """Unpadded."""
@@ -111,6 +111,8 @@ class _Active(NamedTuple):
     value: Float[Tensor, "active"]
     write: Float[Tensor, "active d_model"]
     """Decoder rows in the stream's units."""
+    error: Float[Tensor, "pos d_model"]
+    """At a position that the SAE does not read, the whole stream."""
 
 
 MARGIN = "margin"
@@ -125,10 +127,10 @@ def find_edges(
     Args:
         run: the failures as read, with their streams at every hook of `saes`.
         failures: one per row of `run`.
-        max_edges: edges listed per failure; 0: nothing is computed.
+        max_edges: edges listed per failure.
     """
     hooks = sorted(saes, key=model.layer_of)
-    if max_edges == 0 or not any(f.nodes for f in failures):
+    if not any(f.nodes for f in failures):
         return [Found((), (), {}, Scores(None, None)) for _ in failures]
     rows = _estimate(model, run, saes, failures, hooks)
     readings = _measure(model, run, saes, failures, hooks)
@@ -149,9 +151,9 @@ def _estimate(
     """Per failure: target → its sources. Targets are the nodes, the rest of each hook, and the margin."""
     streams = model.trace(run, hooks)
     found: list[_Rows] = [{} for _ in failures]
-    active: list[_Active] = []
+    split: list[_Split] = []
     for below, hook in pairwise([EMBEDDING, *hooks]):
-        here = [_active(run, streams[hook], saes[hook], n, f) for n, f in enumerate(failures)]
+        here = [_split(run, streams[hook], saes[hook], n, f) for n, f in enumerate(failures)]
         for names, read in _reads(run, streams[hook], saes[hook], failures, here):
             [gradient] = torch.autograd.grad(read, streams[below], retain_graph=True)
             for n, name in names.items():
@@ -160,23 +162,23 @@ def _estimate(
                 if below == EMBEDDING:
                     found[n][name] = _Row(_whole(stream, g, "embedding/p{}"), 0.0)
                 else:
-                    found[n][name] = _row(saes[below], stream, g, failures[n], active[n])
-        active = here
+                    found[n][name] = _row(saes[below], stream, g, failures[n], split[n])
+        split = here
     last = hooks[-1]
     for n, failure in enumerate(failures):
         stream = streams[last][n, run.offset(n) :].detach().float()
-        found[n][MARGIN] = _row(saes[last], stream, failure.gradients[last].float(), failure, active[n])
+        found[n][MARGIN] = _row(saes[last], stream, failure.gradients[last].float(), failure, split[n])
     return found
 
 
 def _reads(
-    run: Run, here: Tensor, sae: Sae, failures: Sequence[Failure], active: Sequence[_Active]
+    run: Run, here: Tensor, sae: Sae, failures: Sequence[Failure], split: Sequence[_Split]
 ) -> Iterator[tuple[dict[int, str], Tensor]]:
     """What targets at one hook read, at most one per failure at a time: (row → target, Σ over rows)."""
     rest = [
         _reading(run, here, sae, n, a.position, a.feature)
         @ (a.write * failures[n].gradients[sae.hook][a.position].float()).sum(-1)
-        for n, a in enumerate(active)
+        for n, a in enumerate(split)
     ]
     yield {n: f"{sae.hook}/rest" for n in range(len(failures))}, torch.stack(rest).sum()
     targets = [[p for p in f.nodes if p.hook == sae.hook] for f in failures]
@@ -195,20 +197,22 @@ def _reading(
     return sae.reading(here[n, position.to(here.device) + run.offset(n)].float(), feature.to(here.device))
 
 
-def _active(run: Run, stream: Tensor, sae: Sae, n: int, failure: Failure) -> _Active:
+def _split(run: Run, stream: Tensor, sae: Sae, n: int, failure: Failure) -> _Split:
     x = stream[n, run.offset(n) :].detach().float()
     keep = torch.tensor(list(failure.decomposed[sae.hook]), device=x.device).nonzero()[:, 0]
     encoded = sae.encode(x[keep])
+    error = x.clone()
+    error[keep] -= sae.decode_at(encoded, x[keep])
     nodes = {(p.position, p.feature) for p in failure.nodes if p.hook == sae.hook}
     for row, kept in enumerate(keep.tolist()):
         encoded[row, [f for p, f in nodes if p == kept]] = 0.0
     at, feature = encoded.nonzero(as_tuple=True)
     position = keep[at]
     write = sae.W_dec[feature].float() * sae.output_scale(x[position])
-    return _Active(position, feature, encoded[at, feature], write)
+    return _Split(position, feature, encoded[at, feature], write, error)
 
 
-def _row(sae: Sae, stream: Tensor, g: Tensor, failure: Failure, active: _Active) -> _Row:
+def _row(sae: Sae, stream: Tensor, g: Tensor, failure: Failure, split: _Split) -> _Row:
     """Every source at one hook: nodes, errors, and the features that are neither."""
     columns = []
     for p in failure.nodes:
@@ -216,11 +220,9 @@ def _row(sae: Sae, stream: Tensor, g: Tensor, failure: Failure, active: _Active)
             write = sae.W_dec[p.feature].float() * sae.output_scale(stream[p.position])
             slope = float((write.double() * g[p.position].double()).sum())
             columns.append(_Column(p.id, p.baseline, (p.value - p.to) * slope))
-    keep = torch.tensor(list(failure.decomposed[sae.hook]), device=stream.device)
-    errors = stream.clone()  # at a position that the SAE does not read, the whole stream
-    errors[keep] -= sae.decode_at(sae.encode(stream[keep]), stream[keep])
-    rest = active.value * (active.write * g[active.position]).sum(-1)
-    return _Row(columns + _whole(errors, g, f"{sae.hook}/p{{}}/error"), float(rest.abs().sum()))
+    rest = split.value * (split.write * g[split.position]).sum(-1)
+    errors = _whole(split.error, g, f"{sae.hook}/p{{}}/error")
+    return _Row(columns + errors, float(rest.abs().sum()))
 
 
 def _whole(vectors: Tensor, g: Tensor, name: str) -> list[_Column]:

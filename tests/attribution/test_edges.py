@@ -20,6 +20,7 @@ from evalkit.saes.coder import Sae
 from evalkit.saes.floors import residual_coordinates
 from evalkit.scorers import make_scorer
 
+ALL = AttributionSpec(edge_nodes=16)
 SAES: dict[str, Sae] = {h: topk(h, n) for n, h in enumerate(HOOKS)}
 
 
@@ -30,7 +31,7 @@ def model(tiny_dir: Path) -> TextModel:
 
 @pytest.fixture(scope="module")
 def done(model: TextModel) -> list[Attributed]:
-    return attribute(model, ChoiceProbe(SPEC, make_scorer(None, "choice")), SAES)
+    return attribute(model, ChoiceProbe(SPEC, make_scorer(None, "choice")), SAES, spec=ALL)
 
 
 def streams(model: TextModel, name: str, changes: dict[str, object]) -> dict[str, torch.Tensor]:
@@ -161,7 +162,7 @@ def test_every_edge_rests_on_a_ledger_line(done: list[Attributed]) -> None:
 def test_a_batch_gives_the_edges_that_single_failures_give(model: TextModel, done: list[Attributed]) -> None:
     probe = ChoiceProbe(SPEC, make_scorer(None, "choice"))
     for together in done:
-        [alone] = attribute(model, probe, SAES, (together.sample,))
+        [alone] = attribute(model, probe, SAES, (together.sample,), ALL)
         one = {(e.source, e.target): e for e in alone.attribution.edges}
         for edge in together.attribution.edges:
             other = one.get((edge.source, edge.target))
@@ -197,7 +198,7 @@ def test_without_errors_the_graph_is_complete(model: TextModel) -> None:
 
 def test_no_edges_are_looked_for_when_none_are_wanted(model: TextModel) -> None:
     probe = ChoiceProbe(SPEC, make_scorer(None, "choice"))
-    [result] = attribute(model, probe, SAES, ("a-0",), AttributionSpec(max_edges=0))
+    [result] = attribute(model, probe, SAES, ("a-0",), AttributionSpec(edge_nodes=0))
     assert result.attribution.edges == () and result.attribution.replacement_score is None
     assert not [r for r in result.interventions if r.purpose == "edge"]
     [few] = attribute(model, probe, SAES, ("a-0",), AttributionSpec(max_edges=3))
