@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit import stats
+from evalkit.circuit_edges import sample_edges, shared_edges
 from evalkit.records import (
     Attribution,
     Circuit,
@@ -94,7 +95,7 @@ def _sample_circuit(
             )
             for n in nodes
         ),
-        edges=(),
+        edges=sample_edges(attribution, set(wanted)),
         necessity=_necessity([largest], 1, ceiling) if largest else None,
         sufficiency=None,
         controls=_controls(ledger, largest.size, 1) if largest else (),
@@ -177,7 +178,7 @@ def _mode_circuit(
         failure_mode=mode,
         level="mode",
         nodes=tuple(_shared_node(r) for r in ranked[: size or 0]),
-        edges=(),
+        edges=shared_edges(rows, {r.node for r in ranked[: size or 0]}, failing, held_out, MINIMUM_NODE_NATS),
         necessity=_necessity(
             at_size, len(held_out), _share(ceiling_rows, len(ceiling_rows)) if ceiling_rows else None
         )

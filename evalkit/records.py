@@ -689,6 +689,15 @@ class CircuitEdge(Record):
     source: str
     target: str
     effect_nats: float | None
+    """Confirmed change × the target's nats per unit; of a mode circuit, mean over held-out failures."""
+    confirmed_activation: float | None = None
+    """The target's exact change; of a mode circuit, mean over held-out failures."""
+    discovery_activation: float | None = None
+    """Mode circuits: the mean exact change over discovery failures."""
+    n: Count | None = None
+    """Mode circuits: held-out failures measured."""
+    n_same_sign: Count | None = None
+    """Held-out failures whose change has the sign of the discovery mean."""
 
 
 class Necessity(Record):

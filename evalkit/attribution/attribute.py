@@ -212,6 +212,12 @@ def contrast_places(bench: Bench, n: int, other: str) -> tuple[int, ...]:
     return align(case.prompt, bench.other_prompts[other], case.contrast.kind)
 
 
+def positions_of_role(bench: Bench, n: int, hook: str, role: str) -> list[int]:
+    """Unpadded positions of case `n` that have the role and that the SAE at `hook` reads."""
+    roles = bench.cases[n].prompt.roles
+    return [p for p, r in enumerate(roles) if r == role and bench.decomposed[hook][n][p]]
+
+
 # ------------------------------------------------------------------------------------------- 3. certify
 
 

@@ -8,7 +8,8 @@ For one failure mode (DESIGN §5, "Two levels"; the arithmetic of ranking and gr
    role; rank, and freeze the nodes that push failures more than twins;
 3. held-out failures: zero the best 1, 2, 4 … nodes at once, decode and score again; collateral on their
    twins; the ceiling moves the whole stream at the circuit's hooks and roles to the twin's;
-4. sufficiency: give the passing twins the failing values at the circuit's nodes; who fails now?
+4. edges between the frozen nodes, on failures of both halves (`mode_edges.py`);
+   sufficiency: give the passing twins the failing values at the circuit's nodes; who fails now?
 5. every negative control goes through 1–3 unchanged; unselected draws of active features are shown.
 """
 
@@ -30,11 +31,13 @@ from evalkit.attribution.attribute import (
     ledger_line,
     make_bench,
     move_stream,
+    positions_of_role,
     row_of,
     tabulate_all,
 )
 from evalkit.attribution.cases import Case, Contrast
 from evalkit.attribution.certify import Change, Setting, rerun_changes
+from evalkit.attribution.mode_edges import measure_shared_edges
 from evalkit.attribution.shortlist import Table, in_turn
 from evalkit.circuits import own_size, rank_shared, shared_id, split_shared
 from evalkit.models.text import Prompt, TextModel
@@ -92,6 +95,7 @@ def measure_mode(
             size = own_size(ledger, 0.8)
             ledger += _ceiling(mode, held_out, nodes[: size or 0])
             ledger += _sufficiency(mode, held_out, coders, nodes, mode.sizes)
+            ledger += _edges(mode, discovery, held_out, coders, nodes[: size or 0])
             ledger += _matched(mode, discovery, held_out, coders, nodes[: size or 0], size, seed)
     return ledger
 
@@ -244,8 +248,7 @@ def _without_inactive(bench: Bench, coders: Coders, change: Change, drop: bool) 
 
 
 def _positions(bench: Bench, c: int, hook: str, role: str) -> list[int]:
-    roles = bench.cases[c].prompt.roles
-    return [p for p, r in enumerate(roles) if r == role and bench.decomposed[hook][c][p]]
+    return positions_of_role(bench, c, hook, role)
 
 
 def _zero_twin(bench: Bench, c: int, nodes: Sequence[str]) -> Change | None:
@@ -345,6 +348,21 @@ def _given(bench: Bench, c: int, coders: Coders, nodes: Sequence[str]) -> Change
                 value = float(coders.saes[hook].encode(stream[p].float())[feature])
                 settings.append(Setting(hook, places[p] + offset, feature, value))
     return Change(row, tuple({(s.hook, s.position, s.feature): s for s in settings}.values()))
+
+
+def _edges(
+    mode: ModeInput, discovery: _Half, held_out: _Half, coders: Coders, nodes: Sequence[str]
+) -> list[InterventionRecord]:
+    """Edges between the frozen nodes, on the failures of both halves."""
+    records = []
+    for half in (discovery, held_out):
+        for bench in half.benches:
+            failing = [
+                c for c, case in enumerate(bench.cases)
+                if half is held_out or case.sample.id in half.failing
+            ]  # fmt: skip
+            records += measure_shared_edges(mode.name, bench, failing, coders, nodes)
+    return records
 
 
 # ------------------------------------------------------------------------------- 5: unselected controls
