@@ -16,7 +16,7 @@ import torch
 
 from evalkit import planning
 from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
-from evalkit.attribution.capture import decomposed_positions
+from evalkit.attribution.capture import decomposed_rows
 from evalkit.attribution.cases import Case, choose_contrast
 from evalkit.attribution.modes import ModeInput, measure_mode
 from evalkit.models.cache import Progress, Step
@@ -195,8 +195,8 @@ def _controls(prepared: Prepared, cases: Sequence[Case]) -> list[Coders]:
 
     def streams(hook: str) -> torch.Tensor:
         rows = [run.streams[hook][n, run.offset(n) :] for n in range(len(prompts))]
-        kept = [r[torch.tensor(decomposed_positions(r, prepared.saes[hook].card))] for r in rows]
-        return torch.cat(kept).float()
+        kept = decomposed_rows(run, hook, prepared.saes[hook].card, len(prompts))
+        return torch.cat([r[torch.tensor(k)] for r, k in zip(rows, kept, strict=True)]).float()
 
     return planning.control_coders(prepared.saes, prepared.plan, streams)
 

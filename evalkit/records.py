@@ -191,6 +191,20 @@ class Suite(Record):
         return contexts
 
 
+class ClipRecord(Record):
+    """The sound of one sample."""
+
+    name: str
+    """File, relative to the suite's folder; of a crafted clip, its name in the run's `media/`."""
+    sha256: Sha256
+    """Of the 16-bit samples at 16 kHz, whatever the file's format."""
+    duration_s: Annotated[float, Field(ge=0.0)]
+    attack: dict[str, JsonValue] | None = None
+    """The recipe that made it, with its stated strength; None: a recording as it is."""
+    measured: dict[str, float] = {}
+    """What was measured on the file as read back: signal-to-noise ratio, largest change."""
+
+
 class Sample(Record):
     """One prompt of one probe in one context, rendered and ready to run."""
 
@@ -222,6 +236,8 @@ class Sample(Record):
     """`generate`: the rendered target of the scorer."""
     repeat: Count = 0
     """Which of the probe's `repeats` this is."""
+    clip: ClipRecord | None = None
+    """`transcribe`: what the model hears."""
     fields: dict[str, JsonValue] = {}
     """The sample as written."""
 
@@ -447,6 +463,9 @@ class Node(Record):
     hook: str
     feature: Count
     position: Count
+    """The first position that the node covers."""
+    n_positions: Annotated[int, Field(ge=1)] = 1
+    """Positions that it covers; more than one for a segment of frames."""
     unit: Literal["token", "frame", "patch"] = "token"
     token: str
     role: str
@@ -476,6 +495,8 @@ class ErrorNode(Record):
     effect_nats: float
     excluded: bool = False
     """True: the position was not decomposed and its whole stream counts as error."""
+    n_positions: Annotated[int, Field(ge=1)] = 1
+    """Positions that the effect is summed over; more than one for a segment of frames."""
 
 
 class Edge(Record):

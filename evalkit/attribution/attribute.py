@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from evalkit import stats
-from evalkit.attribution.capture import Captured, capture, decomposed_positions
+from evalkit.attribution.capture import Captured, capture, decomposed_rows
 from evalkit.attribution.cases import Case, align
 from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
-from evalkit.attribution.edges import Failure, Found, Point, find_edges
+from evalkit.attribution.edges import Failure, Found, Point, Scores, find_edges
 from evalkit.attribution.shortlist import Place, Side, Table, shortlist, tabulate
 from evalkit.chain import UNCHAINED
 from evalkit.circuits import MINIMUM_NODE_NATS
-from evalkit.models.text import Prompt, Run, TextModel
+from evalkit.models.adapter import Prompt, StreamModel, StreamRun
+from evalkit.models.text import Run, TextModel
 from evalkit.plugins import Probe
 from evalkit.probes.pairs import margins_of_pairs
 from evalkit.records import (
@@ -64,13 +65,13 @@ class Attributed(NamedTuple):
 class Bench(NamedTuple):
     """A captured batch with everything an intervention needs."""
 
-    model: TextModel
+    model: StreamModel
     probe: Probe
     cases: Sequence[Case]
     captured: Captured
     others: dict[str, int]
     """Contrast sample → row of `other_run`."""
-    other_run: Run | None
+    other_run: StreamRun | None
     other_prompts: Mapping[str, Prompt]
     decomposed: dict[str, list[list[bool]]]
     """Hook → per case, per position."""
@@ -98,7 +99,7 @@ class Certified(NamedTuple):
 
 
 def attribute_batch(
-    model: TextModel,
+    model: StreamModel,
     probe: Probe,
     cases: Sequence[Case],
     prompts: Mapping[str, Prompt],
@@ -146,7 +147,7 @@ def attribute_batch(
 
 
 def make_bench(
-    model: TextModel,
+    model: StreamModel,
     probe: Probe,
     cases: Sequence[Case],
     prompts: Mapping[str, Prompt],
@@ -161,20 +162,15 @@ def make_bench(
     if needed:
         with torch.no_grad():
             other_run = model.read([prompts[i].ids for i in needed], hooks)
-    decomposed = {
-        h: [decomposed_positions(row_of(captured.run, h, n), saes[h].card) for n in range(len(cases))]
-        for h in hooks
-    }
+    decomposed = {h: decomposed_rows(captured.run, h, saes[h].card, len(cases)) for h in hooks}
     other_decomposed = {
-        h: [decomposed_positions(row_of(other_run, h, n), saes[h].card) for n in range(len(needed))]
-        for h in hooks
-        if other_run is not None
+        h: decomposed_rows(other_run, h, saes[h].card, len(needed)) for h in hooks if other_run is not None
     }
     rows = {i: n for n, i in enumerate(needed)}
     return Bench(model, probe, cases, captured, rows, other_run, prompts, decomposed, other_decomposed, seed)
 
 
-def row_of(run: Run, hook: str, row: int) -> Tensor:
+def row_of(run: StreamRun, hook: str, row: int) -> Tensor:
     """The unpadded stream of one row: [pos, d_model]."""
     return run.streams[hook][row, run.offset(row) :]
 
@@ -196,6 +192,7 @@ def _tabulate(bench: Bench, n: int, sae: Sae) -> Table:
         bench.captured.gradients_frozen[sae.hook][n, offset:],
         bench.decomposed[sae.hook][n],
         [_side(bench, n, other, sae) for other in bench.cases[n].contrast.samples],
+        bench.cases[n].prompt.segments,
     )
 
 
@@ -232,15 +229,11 @@ def _certify_all(
         offset = bench.captured.run.offset(n)
         for place in places:
             table, row = tables[n][place.table], place.row
-            targets = {-1: 0.0}
-            if contrast:
-                targets |= {k: float(v) for k, v in enumerate(table.baselines[row])}
-            for k, target in targets.items():
-                if target != table.value[row]:  # else nothing moves and the effect is exactly zero
-                    position = int(table.position[row]) + offset
-                    setting = Setting(table.hook, position, int(table.feature[row]), target)
+            for k in range(-1, table.baselines.shape[1] if contrast else 0):
+                settings = _settings(table, row, k, offset)
+                if settings:  # else nothing moves and the effect is exactly zero
                     wanted.append((n, place, k))
-                    changes.append(Change(n, (setting,)))
+                    changes.append(Change(n, settings))
     effect = effects_of(bench, saes, changes)
     exact = {w: effect[i] for i, w in enumerate(wanted)}
     certified = []
@@ -253,6 +246,13 @@ def _certify_all(
             row_of.append(Certified(table, place.row, exact.get((n, place, -1), 0.0), mean))
         certified.append(row_of)
     return certified
+
+
+def _settings(table: Table, row: int, k: int, offset: int) -> tuple[Setting, ...]:
+    """A node's positions set to zero (`k` −1) or to contrast sample `k`'s values, where that moves them."""
+    feature = int(table.feature[row])
+    targets = [(p, value, 0.0 if k < 0 else float(bases[k])) for p, value, bases in table.places(row)]
+    return tuple(Setting(table.hook, p + offset, feature, to) for p, value, to in targets if to != value)
 
 
 def effects_of(bench: Bench, saes: Mapping[str, Sae], changes: Sequence[Change]) -> list[float]:
@@ -299,9 +299,13 @@ def _edges(
     ledger: list[list[InterventionRecord]],
 ) -> list[Found]:
     """Per case, the edges between its strongest nodes; one ledger line per source that was moved."""
+    if not isinstance(bench.model, TextModel):  # edges between segments of sound are not measured
+        return [Found((), (), {}, Scores(None, None)) for _ in certified]
+    run = bench.captured.run
+    assert isinstance(run, Run)
     failures = []
     for n, nodes in enumerate(certified):
-        offset = bench.captured.run.offset(n)
+        offset = run.offset(n)
         strongest = sorted(nodes, key=lambda c: (-max(abs(c.ablation), abs(c.contrast or 0.0)), c.key))
         failures.append(
             Failure(
@@ -310,7 +314,7 @@ def _edges(
                 {h: rows[n] for h, rows in bench.decomposed.items()},
             )
         )
-    found = find_edges(bench.model, bench.captured.run, coders.saes, failures, spec.max_edges)
+    found = find_edges(bench.model, run, coders.saes, failures, spec.max_edges)
     for n, edges in enumerate(found):
         for r in edges.readings:
             line = ledger_line(bench, n, coders, "edge", [r.source], 1, None, None, baseline=r.baseline)
@@ -364,7 +368,10 @@ def _switch_off(
         if count
     ]
     changes = [
-        Change(n, tuple(_zero(c, bench.captured.run.offset(n)) for c in nodes)) for n, _, nodes in jobs
+        Change(
+            n, tuple(s for c in nodes for s in _settings(c.table, c.row, -1, bench.captured.run.offset(n)))
+        )
+        for n, _, nodes in jobs
     ]
     collateral = collateral_kl(bench, coders.saes, _twin_changes(bench, jobs))
     measured: dict[tuple[int, int], tuple[Outcome, float | None, float | None]] = {}
@@ -379,7 +386,7 @@ def _switch_off(
             ledger[n].append(line)
 
 
-def decide(bench: Bench, run: Run, cases: Sequence[int]) -> list[tuple[Outcome, float | None]]:
+def decide(bench: Bench, run: StreamRun, cases: Sequence[int]) -> list[tuple[Outcome, float | None]]:
     """Decode and score each row again: its outcome, and its margin where scoring gives one.
 
     A generated response is judged by what it says; its old text's margin under the change would cost
@@ -390,11 +397,6 @@ def decide(bench: Bench, run: Run, cases: Sequence[int]) -> list[tuple[Outcome, 
         bench.model, run, [c.sample for c in chosen], [c.prompt for c in chosen], bench.seed
     )
     return [(s.outcome, s.margin_nats) for s in scores]
-
-
-def _zero(c: Certified, offset: int) -> Setting:
-    hook, position, feature = c.key
-    return Setting(hook, position + offset, feature, 0.0)
 
 
 def _twin_changes(bench: Bench, jobs: Sequence[tuple[int, int, list[Certified]]]) -> dict[int, Change]:
@@ -408,9 +410,10 @@ def _twin_changes(bench: Bench, jobs: Sequence[tuple[int, int, list[Certified]]]
         places = contrast_places(bench, n, contrast.samples[0])
         offset = bench.other_run.offset(row)
         settings = {
-            Setting(c.key[0], places[c.key[1]] + offset, c.key[2], 0.0)
+            Setting(c.key[0], places[p] + offset, c.key[2], 0.0)
             for c in nodes
-            if places[c.key[1]] >= 0 and bench.other_decomposed[c.key[0]][row][places[c.key[1]]]
+            for p, _, _ in c.table.places(c.row)
+            if places[p] >= 0 and bench.other_decomposed[c.key[0]][row][places[p]]
         }
         if settings:
             changes[i] = Change(row, tuple(sorted(settings)))
@@ -475,9 +478,9 @@ def _ceilings(
         nodes = best_first(certified[n])
         if case.contrast.kind not in ("twin", "group") or not nodes or bench.other_run is None:
             continue
-        places = sorted({c.key[:2] for c in nodes})
+        places = sorted({(c.key[0], p) for c in nodes for p, _, _ in c.table.places(c.row)})
         outcome, margin = move_stream(bench, n, places)
-        names = [f"{h}/p{p}" for h, p in places]
+        names = [f"{h}/p{p}" for h, p in sorted({c.key[:2] for c in nodes})]
         ledger[n].append(ledger_line(bench, n, whole, "necessity", names, len(nodes), outcome, margin))
 
 
@@ -530,9 +533,11 @@ def _attribution(
     kept = [d for d in nodes if d.confirmed_nats is not None]
     kept += [d for d in nodes if d.confirmed_nats is None][: max(spec.max_nodes - len(kept), 0)]
     errors = [
-        ErrorNode(hook=t.hook, position=p, effect_nats=float(e), excluded=p in t.excluded)
+        ErrorNode(
+            hook=t.hook, position=p, effect_nats=e, excluded=p in t.excluded, n_positions=t.lengths.get(p, 1)
+        )
         for t in tables
-        for p, e in enumerate(t.errors)
+        for p, e in t.errors.items()
     ]
     feature_total = sum(float(np.abs(t.ablation).sum()) for t in tables)
     error_total = sum(abs(e.effect_nats) for e in errors)
@@ -565,6 +570,8 @@ def _node(case: Case, table: Table, row: int, exact: Mapping[tuple[str, int, int
         hook=table.hook,
         feature=feature,
         position=position,
+        n_positions=table.lengths.get(position, 1),
+        unit="token" if table.cells is None else "frame",
         token=case.prompt.tokens[position],
         role=case.prompt.roles[position],
         activation=float(table.value[row]),

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from evalkit.attribution.cases import Case
+from evalkit.models.adapter import StreamModel, StreamRun
 from evalkit.models.norms import frozen_scales, scales_held
-from evalkit.models.text import Run, TextModel
 from evalkit.probes.pairs import margins_of_pairs
 from evalkit.records import SaeCard
 
@@ -26,7 +26,7 @@ NORM_FACTOR = 6.0  # DESIGN §5: without a card, streams above 6 × the median n
 class Captured(NamedTuple):
     """A batch of failures after one forward and two backwards; left-padded."""
 
-    run: Run
+    run: StreamRun
     margins: Float[Tensor, "batch"]
     gradients: dict[str, Float[Tensor, "batch pos d_model"]]
     """d margin / d stream at each hook, nats per unit."""
@@ -34,7 +34,7 @@ class Captured(NamedTuple):
     """The same with every norm's scale held constant."""
 
 
-def capture(model: TextModel, cases: Sequence[Case], hooks: Sequence[str]) -> Captured:
+def capture(model: StreamModel, cases: Sequence[Case], hooks: Sequence[str]) -> Captured:
     """Streams and gradients of every case at every hook."""
     with frozen_scales(model.module):
         run = model.read([c.prompt.ids for c in cases], hooks, grad=True)
@@ -44,29 +44,36 @@ def capture(model: TextModel, cases: Sequence[Case], hooks: Sequence[str]) -> Ca
     with scales_held():
         frozen = torch.autograd.grad(margins.sum(), streams)
     return Captured(
-        _detached(run),
+        run.detached(),
         margins.detach(),
         dict(zip(hooks, plain, strict=True)),
         dict(zip(hooks, frozen, strict=True)),
     )
 
 
-def _detached(run: Run) -> Run:
-    for layer in run.cache.layers:
-        layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
-    streams = {h: x.detach() for h, x in run.streams.items()}
-    return run._replace(logits=run.logits.detach(), streams=streams)
+def decomposed_rows(run: StreamRun, hook: str, card: SaeCard | None, n_rows: int) -> list[list[bool]]:
+    """`decomposed_positions` of each of the first `n_rows` rows; padding inside a prompt is left out."""
+    rows = []
+    for row in range(n_rows):
+        begin = run.offset(row)
+        rows.append(decomposed_positions(run.streams[hook][row, begin:], card, run.mask[row, begin:]))
+    return rows
 
 
-def decomposed_positions(stream: Float[Tensor, "pos d_model"], card: SaeCard | None) -> list[bool]:
+def decomposed_positions(
+    stream: Float[Tensor, "pos d_model"], card: SaeCard | None, mask: Bool[Tensor, "pos"] | None = None
+) -> list[bool]:
     """Which positions lie inside the SAE's training distribution, for one unpadded prompt.
 
     The card states excluded positions and the norm limit; without either: position 0, and norms above
-    six times the prompt's median, are not decomposed.
+    six times the prompt's median, are not decomposed. Neither are positions where `mask` is False: a
+    model may compute positions that its sample does not fill.
     """
     norms = stream.float().norm(dim=-1)
+    filled = mask.tolist() if mask is not None else [True] * len(norms)
     limit = card.norm_limit if card is not None else None
     if limit is None:
-        limit = NORM_FACTOR * float(norms[1:].median() if len(norms) > 1 else norms.median())
+        known = norms[torch.tensor(filled)]
+        limit = NORM_FACTOR * float(known[1:].median() if len(known) > 1 else norms.median())
     excluded = set(card.excluded_positions) if card is not None else {0}
-    return [p not in excluded and float(n) <= limit for p, n in enumerate(norms)]
+    return [filled[p] and p not in excluded and float(n) <= limit for p, n in enumerate(norms)]

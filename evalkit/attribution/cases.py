@@ -8,7 +8,8 @@ Contrast baseline, first that exists:
 If none passes there is no contrast, and nodes are measured by ablation only.
 
 Positions are aligned by token (twin, group) or by role, counted from the end of the role (unpaired).
-A position without counterpart (a claim that the twin does not make) has baseline value zero.
+A position without counterpart (a claim that the twin does not make; sound where the twin has ended) has
+baseline value zero.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from evalkit.models.text import Prompt
+from evalkit.models.adapter import PADDING, Prompt
 from evalkit.probes.pairs import Pair
 from evalkit.records import Outcome, Sample
 
@@ -72,10 +73,10 @@ def align(prompt: Prompt, other: Prompt, kind: str) -> tuple[int, ...]:
     """For each position of `prompt` the position of its counterpart in `other`; −1: it has none."""
     places = _by_role(prompt, other) if kind == "unpaired" else _by_token(prompt.ids, other.ids)
     places[-1] = len(other.ids) - 1  # final ↔ final
-    return tuple(places)
+    return tuple(-1 if p >= 0 and other.roles[p] == PADDING else p for p in places)
 
 
-def _by_token(ids: Sequence[int], other: Sequence[int]) -> list[int]:
+def _by_token(ids: Sequence[Any], other: Sequence[Any]) -> list[int]:
     """Equal runs pair up; replaced runs pair up from their end; inserted tokens have no counterpart."""
     places = [-1] * len(ids)
     matcher = difflib.SequenceMatcher(a=ids, b=other, autojunk=False)

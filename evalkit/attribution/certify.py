@@ -8,15 +8,13 @@ nodes of many failures in one batch; all rows of a batch share a hook and differ
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from evalkit.models.text import Edit, Run, TextModel
+from evalkit.models.adapter import Edit, StreamModel, StreamRun
 from evalkit.saes.coder import Sae
-
-ROWS = 32  # chosen: wider batches gain nothing on two cores and cost memory for the cache
 
 
 class Setting(NamedTuple):
@@ -42,12 +40,12 @@ class Change(NamedTuple):
 
 
 def rerun_changes(
-    model: TextModel,
-    run: Run,
+    model: StreamModel,
+    run: StreamRun,
     saes: Mapping[str, Sae],
     changes: Sequence[Change],
     until: str | None = None,
-) -> Iterator[tuple[list[int], Run]]:
+) -> Iterator[tuple[list[int], Any]]:
     """Recompute every change in batches.
 
     Args:
@@ -59,7 +57,7 @@ def rerun_changes(
     """
     lowest = [min((s.hook for s in c.settings), key=model.layer_of) for c in changes]
     order = sorted(range(len(changes)), key=lambda i: (model.layer_of(lowest[i]), changes[i].start, i))
-    for batch in _batches(order, lowest):
+    for batch in _batches(order, lowest, model.batch_rows):
         start = min(changes[i].start for i in batch)
         edits = {
             hook: set_features(
@@ -76,10 +74,10 @@ def _at(change: Change, hook: str) -> list[Setting]:
     return [s for s in change.settings if s.hook == hook]
 
 
-def _batches(order: Sequence[int], lowest: Sequence[str]) -> Iterator[list[int]]:
+def _batches(order: Sequence[int], lowest: Sequence[str], n_rows: int) -> Iterator[list[int]]:
     batch: list[int] = []
     for i in order:
-        if batch and (len(batch) == ROWS or lowest[i] != lowest[batch[0]]):
+        if batch and (len(batch) == n_rows or lowest[i] != lowest[batch[0]]):
             yield batch
             batch = []
         batch.append(i)

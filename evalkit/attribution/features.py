@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from evalkit.attribution.capture import decomposed_positions
-from evalkit.models.text import Prompt, TextModel
+from evalkit.attribution.capture import decomposed_rows
+from evalkit.models.adapter import Prompt, StreamModel
 from evalkit.records import Feature, FeatureContext
 from evalkit.saes.coder import Sae
 from evalkit.saes.feature_evidence import Evidence
@@ -36,7 +36,7 @@ class _Seen(NamedTuple):
 
 
 def describe(
-    model: TextModel,
+    model: StreamModel,
     saes: Mapping[str, Sae],
     wanted: Sequence[tuple[str, int]],
     prompts: Mapping[str, Prompt],
@@ -85,7 +85,10 @@ def _fired(
 
 
 def _activations(
-    model: TextModel, saes: Mapping[str, Sae], by_hook: Mapping[str, list[int]], prompts: Mapping[str, Prompt]
+    model: StreamModel,
+    saes: Mapping[str, Sae],
+    by_hook: Mapping[str, list[int]],
+    prompts: Mapping[str, Prompt],
 ) -> dict[str, list[_Seen]]:
     seen: dict[str, list[_Seen]] = {hook: [] for hook in by_hook}
     order = sorted(prompts, key=lambda i: (len(prompts[i].ids), i))
@@ -93,10 +96,11 @@ def _activations(
         ids = order[start : start + BATCH]
         with torch.no_grad():
             run = model.read([prompts[i].ids for i in ids], list(by_hook))
-        for row, sample in enumerate(ids):
-            for hook, features in by_hook.items():
+        for hook, features in by_hook.items():
+            decomposed = decomposed_rows(run, hook, saes[hook].card, len(ids))
+            for row, sample in enumerate(ids):
                 stream = run.streams[hook][row, run.offset(row) :]
-                keep = torch.tensor(decomposed_positions(stream, saes[hook].card))
+                keep = torch.tensor(decomposed[row])
                 values = torch.zeros(len(stream), len(features))
                 values[keep] = saes[hook].encode(stream[keep].float())[:, features]
                 seen[hook].append(_Seen(sample, prompts[sample], values))
@@ -118,7 +122,7 @@ def _top_contexts(columns: Sequence[tuple[str, Prompt, Tensor]]) -> tuple[Featur
         contexts.append(
             FeatureContext(
                 source=sample,
-                tokens=prompt.tokens[window],
+                tokens=tuple(prompt.tokens[window]),
                 activations=tuple(round(float(v), 4) for v in values[window]),
             )
         )
@@ -126,9 +130,11 @@ def _top_contexts(columns: Sequence[tuple[str, Prompt, Tensor]]) -> tuple[Featur
 
 
 def _written(
-    model: TextModel, sae: Sae, features: Sequence[int]
+    model: StreamModel, sae: Sae, features: Sequence[int]
 ) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Tokens that each decoder row raises and lowers most at the output."""
+    if sae.hook.startswith("encoder."):  # what an encoder writes is read by the decoder, not by the head
+        return [()] * len(features), [()] * len(features)
     head = model.module.get_output_embeddings()  # type: ignore[operator]
     weight = head.weight if isinstance(head, nn.Module) else None
     if not isinstance(weight, Tensor):
@@ -140,7 +146,7 @@ def _written(
     return [_words(model, row) for row in up], [_words(model, row) for row in down]
 
 
-def _words(model: TextModel, ids: Sequence[int]) -> tuple[str, ...]:
+def _words(model: StreamModel, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(model.tokenizer.decode([i]) for i in ids)
 
 

@@ -40,7 +40,7 @@ from evalkit.attribution.certify import Change, Setting, rerun_changes
 from evalkit.attribution.mode_edges import measure_shared_edges
 from evalkit.attribution.shortlist import Table, in_turn
 from evalkit.circuits import own_size, rank_shared, shared_id, split_shared
-from evalkit.models.text import Prompt, TextModel
+from evalkit.models.adapter import Prompt, StreamModel
 from evalkit.plugins import Probe
 from evalkit.records import AttributionSpec, InterventionRecord, Outcome
 from evalkit.saes.coder import Sae
@@ -70,7 +70,7 @@ class _Half(NamedTuple):
 
 
 def measure_mode(
-    model: TextModel,
+    model: StreamModel,
     mode: ModeInput,
     prompts: Mapping[str, Prompt],
     audited: Coders,
@@ -110,7 +110,7 @@ def _twin_case(case: Case, prompts: Mapping[str, Prompt]) -> Case | None:
 
 
 def _benches(
-    model: TextModel,
+    model: StreamModel,
     mode: ModeInput,
     cases: Sequence[Case],
     prompts: Mapping[str, Prompt],

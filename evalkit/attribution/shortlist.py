@@ -6,12 +6,15 @@ For one failure, one hook, and its decomposed positions (DESIGN §5, "Shortlist 
    gradient and with the gradient whose norm scales are held.
 3. error = ⟨x − decode(a), g⟩ per decomposed position; an excluded position's whole ⟨x, g⟩ is error.
 4. identity: Σ a·⟨w, g⟩ + Σ ⟨error, g⟩ + Σ ⟨b_dec, g⟩ = Σ ⟨x, g⟩, asserted at every hook.
-5. shortlist: each estimator's best in turn, over all hooks, until `confirm` nodes are found.
+5. where a prompt has segments (frames of sound), estimates are summed over a segment: a node is then a
+   feature over several positions, its activation the largest of them;
+6. shortlist: each estimator's best in turn, over all hooks, until `confirm` nodes are found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -39,26 +42,52 @@ class Side(NamedTuple):
     """Per position of the contrast sample."""
 
 
+class Cells(NamedTuple):
+    """The positions behind nodes that cover a segment, in columns."""
+
+    node: NDArray[np.int64]
+    """Row of the table."""
+    position: NDArray[np.int64]
+    value: NDArray[np.float64]
+    baselines: NDArray[np.float64]
+    """[cell, contrast sample]"""
+
+
 class Table(NamedTuple):
     """Every candidate node of one failure at one hook, in columns."""
 
     hook: str
     position: NDArray[np.int64]
+    """The first position of the node."""
     feature: NDArray[np.int64]
     value: NDArray[np.float64]
+    """Largest over the node's positions."""
     baselines: NDArray[np.float64]
-    """[candidate, contrast sample]; no columns if there is no contrast."""
+    """[candidate, contrast sample], mean over the node's positions; no columns without a contrast."""
     ablation: NDArray[np.float64]
     """Estimated effect of ablating, nats."""
     ablation_frozen: NDArray[np.float64]
     contrast: NDArray[np.float64] | None
     """Estimated effect of moving to the baseline, averaged over contrast samples, nats."""
     contrast_frozen: NDArray[np.float64] | None
-    errors: NDArray[np.float64]
-    """Per position, nats."""
+    errors: dict[int, float]
+    """First position of a segment → nats; without segments, every position is its own."""
     excluded: tuple[int, ...]
     identity_gap: float
     """|Σ parts − ⟨x, g⟩|, nats."""
+    cells: Cells | None = None
+    """None: every node is one position."""
+    lengths: Mapping[int, int] = MappingProxyType({})
+    """First position of a segment → its positions; empty without segments."""
+
+    def places(self, row: int) -> list[tuple[int, float, NDArray[np.float64]]]:
+        """Per position of a node: (position, value, baselines)."""
+        if self.cells is None:
+            return [(int(self.position[row]), float(self.value[row]), self.baselines[row])]
+        c = self.cells
+        return [
+            (int(c.position[i]), float(c.value[i]), c.baselines[i]) for i in np.flatnonzero(c.node == row)
+        ]
 
     @property
     def estimators(self) -> list[NDArray[np.float64]]:
@@ -74,8 +103,13 @@ def tabulate(
     gradient_frozen: Float[Tensor, "pos d_model"],
     decomposed: Sequence[bool],
     sides: Sequence[Side],
+    segments: Sequence[int] | None = None,
 ) -> Table:
-    """All candidates of one failure at one hook, with both estimators and the error term."""
+    """All candidates of one failure at one hook, with both estimators and the error term.
+
+    Args:
+        segments: per position the segment that a node covers; None: every position is a node's own.
+    """
     keep = torch.tensor([p for p, d in enumerate(decomposed) if d], dtype=torch.long)
     x, g = stream[keep].float(), gradient[keep].float()
     a = sae.encode(x)
@@ -101,7 +135,7 @@ def tabulate(
     assert gap <= IDENTITY_TOLERANCE * max(scale, 1.0), (
         f"{sae.hook}: features, error and bias miss ⟨x, g⟩ by {gap} of {scale}"
     )
-    return Table(
+    table = Table(
         hook=sae.hook,
         position=keep[at].numpy(),
         feature=feature.numpy(),
@@ -111,9 +145,48 @@ def tabulate(
         ablation_frozen=(value * slope_frozen).numpy(),
         contrast=None if move is None else (move * slope).numpy(),
         contrast_frozen=None if move is None else (move * slope_frozen).numpy(),
-        errors=errors.numpy(),
+        errors=dict(enumerate(errors.tolist())),
         excluded=tuple(p for p, d in enumerate(decomposed) if not d),
         identity_gap=gap,
+    )
+    return table if segments is None else pooled(table, segments)
+
+
+def pooled(table: Table, segments: Sequence[int]) -> Table:
+    """The table with one node per feature and segment: effects summed, the largest activation shown."""
+    first: dict[int, int] = {}
+    lengths: dict[int, int] = {}
+    errors: dict[int, float] = {}
+    for position, segment in enumerate(segments):
+        begin = first.setdefault(segment, position)
+        lengths[begin] = lengths.get(begin, 0) + 1
+        errors[begin] = errors.get(begin, 0.0) + table.errors[position]
+    begins = np.array([first[s] for s in segments], dtype=np.int64)[table.position]
+    keys = np.stack([begins, table.feature], 1)
+    unique, node = np.unique(keys, axis=0, return_inverse=True)
+    node = node.reshape(-1)
+    n = len(unique)
+
+    def summed(column: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(node, weights=column, minlength=n).astype(np.float64)
+
+    largest = np.zeros(n)
+    order = np.argsort(np.abs(table.value), kind="stable")
+    largest[node[order]] = table.value[order]  # the last write to a node is its largest
+    sizes = np.maximum(summed(np.ones(len(node))), 1)
+    means = [summed(table.baselines[:, k]) / sizes for k in range(table.baselines.shape[1])]
+    return table._replace(
+        position=unique[:, 0],
+        feature=unique[:, 1],
+        value=largest,
+        baselines=np.stack(means, 1) if means else np.zeros((n, 0)),
+        ablation=summed(table.ablation),
+        ablation_frozen=summed(table.ablation_frozen),
+        contrast=None if table.contrast is None else summed(table.contrast),
+        contrast_frozen=None if table.contrast_frozen is None else summed(table.contrast_frozen),
+        errors=errors,
+        cells=Cells(node, table.position, table.value, table.baselines),
+        lengths=lengths,
     )
 
 

