@@ -22,7 +22,8 @@ from evalkit import stats
 from evalkit.attribution.capture import Captured, capture, decomposed_rows
 from evalkit.attribution.cases import Case, align
 from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
-from evalkit.attribution.edges import Failure, Found, Point, Scores, find_edges
+from evalkit.attribution.edges import Failure, Found, Point, find_edges
+from evalkit.attribution.influence import Scores
 from evalkit.attribution.shortlist import Place, Side, Table, shortlist, tabulate
 from evalkit.chain import UNCHAINED
 from evalkit.circuits import MINIMUM_NODE_NATS
