@@ -16,7 +16,7 @@ import torch
 from evalkit.attribution.attribute import Bench, Coders, ledger_line, positions_of_role
 from evalkit.attribution.certify import Change, Setting, rerun_changes
 from evalkit.circuits import split_shared
-from evalkit.models.text import Run
+from evalkit.models.adapter import StreamRun
 from evalkit.records import InterventionRecord
 
 
@@ -61,7 +61,9 @@ def _zero(bench: Bench, c: int, node: str) -> list[Setting]:
     return [Setting(hook, p + offset, feature, 0.0) for p in _places(bench, c, node)]
 
 
-def _read(bench: Bench, c: int, row: int, run: Run, coders: Coders, targets: Sequence[str]) -> list[float]:
+def _read(
+    bench: Bench, c: int, row: int, run: StreamRun, coders: Coders, targets: Sequence[str]
+) -> list[float]:
     """Each target's activation, summed over its role's positions; `run` may hold only the last positions.
 
     Positions before those that ran again are as they were.
