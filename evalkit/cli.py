@@ -26,6 +26,7 @@ from rich.table import Table
 
 from evalkit import tables
 from evalkit.errors import ConfigError, EvalkitError
+from evalkit.usage import UsageError, is_help, usage_line
 
 if TYPE_CHECKING:
     from evalkit.models.cache import Progress, Step
@@ -482,18 +483,25 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"transformers|torch")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app()
+        code = app(prog_name="evalkit", standalone_mode=False)
+    except UsageError as error:
+        if is_help(error):
+            out.print(escape(str(error)))
+        else:
+            err.print(f"[red]error:[/red] {escape(usage_line(error, sys.argv[1:]))}", soft_wrap=True)
+        sys.exit(2)
     except EvalkitError as error:
         err.print(f"[red]error:[/red] {escape(' '.join(str(error).split()))}", soft_wrap=True)
         sys.exit(error.exit_code)
-    except SystemExit as end:
-        if end.code != INTERRUPTED:
-            raise
-        err.print("interrupted; go on with --resume")
+    except SystemExit:  # whoever read the output has gone; typer's own code would say that the gate failed
         sys.exit(3)
     except Exception:  # a bug of evalkit; Python's own exit code would say that the gate failed
         traceback.print_exc()
         sys.exit(3)
+    if code == INTERRUPTED:
+        err.print("interrupted; go on with --resume")
+        sys.exit(3)
+    sys.exit(code or 0)
 
 
 # --------------------------------------------------------------------------------------------- options
