@@ -179,6 +179,26 @@ def gate_run(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="The earlier run's directory.")],
+    second: Annotated[Path, typer.Argument(help="The later run's directory.")],
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write comparison.html and comparison.json here.")
+    ] = None,
+) -> None:
+    """Say what changed between two runs of a suite: rates, samples, unexplained shares, circuits."""
+    from evalkit.comparing import sentences
+    from evalkit.verdicts import compare_runs
+
+    compared = compare_runs(_existing(first), _existing(second), out_dir)
+    for sentence in sentences(compared.comparison):
+        out.print(escape(sentence), highlight=False)
+    for path in compared.files:
+        out.print(str(path), soft_wrap=True)
+    raise typer.Exit(compared.exit_code)
+
+
+@app.command()
 def verify(
     target: Annotated[Path, typer.Argument(help="A run directory, or the report.pdf inside one.")],
 ) -> None:

@@ -198,6 +198,20 @@ def mcnemar(n_only_first: int, n_only_second: int) -> float:
     return float(_scipy.binomtest(n_only_first, n, 0.5).pvalue) if n else 1.0
 
 
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
+    """Student's interval of a mean; None below two values.
+
+    Source: Student 1908, Biometrika 6:1.
+    """
+    n = len(values)
+    if n < 2:
+        return None
+    mean = math.fsum(values) / n
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    half = float(_scipy.t.ppf(0.5 + level / 2, n - 1)) * spread
+    return Interval(mean, mean - half, mean + half)
+
+
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Adjusted p-values that bound the chance of any false rejection.
 

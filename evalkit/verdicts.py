@@ -1,4 +1,4 @@
-"""`evalkit gate`: judge a run directory by a policy, and write what a pipeline reads, before any exit code.
+"""`evalkit gate` and `evalkit compare`: verdicts on stored runs, written before any exit code.
 
 1. The run (and the baseline) must belong to the plan that lies beside it: another plan.json, or none, leaves
    every rule inconclusive.
@@ -18,13 +18,15 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from evalkit import gate
+from evalkit.comparing import Comparison, compare
 from evalkit.digests import digest_bytes, digest_record
 from evalkit.documents import Source, decode, line_of, parse_yaml
 from evalkit.errors import ConfigError, RunError
 from evalkit.gating.markdown import summary_markdown
 from evalkit.gating.sarif import Place, sarif_json
 from evalkit.junit import gate_suite, junit_xml
-from evalkit.records import GateReport, Plan, Policy, Results
+from evalkit.records import GateReport, Plan, Policy, Results, json_text
+from evalkit.report.comparison import comparison_html
 from evalkit.store import PLAN, read_manifest, read_results, write_gate
 from evalkit.suites import load_policy
 
@@ -94,6 +96,45 @@ def _plan_of(folder: Path, results: Results) -> tuple[Plan | None, str]:
         if planned != ran:
             return None, f"results.json names {what} than {PLAN}"
     return plan, ""
+
+
+class Compared(NamedTuple):
+    """Two runs, compared, and the files that say so."""
+
+    comparison: Comparison
+    files: tuple[Path, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """4 if the runs cannot be compared."""
+        return 4 if self.comparison.why_not else 0
+
+
+def compare_runs(first: Path, second: Path, out: Path | None = None) -> Compared:
+    """What changed from the run in `first` to that in `second`; comparison.json and .html go to `out`.
+
+    Raises:
+        RunError: a run has no results, or `out` cannot be written.
+    """
+    runs = [read_results(folder) for folder in (first, second)]
+    whys = [_plan_of(folder, results)[1] for folder, results in zip((first, second), runs, strict=True)]
+    distrust = next(
+        (f"{folder}: {why}" for folder, why in zip((first, second), whys, strict=True) if why), ""
+    )
+    found = compare(runs[0], runs[1], distrust=distrust)
+    if out is None:
+        return Compared(found, ())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: cannot create ({error.strerror}); choose another --out") from error
+    files = {
+        "comparison.json": json_text(found).encode(),
+        "comparison.html": comparison_html(found, runs[0], runs[1]).encode(),
+    }
+    for name, data in files.items():
+        _replace(out / name, data)
+    return Compared(found, tuple(out / name for name in files))
 
 
 # ------------------------------------------------------------------------------------------- writing

@@ -20,7 +20,7 @@ from evalkit.gating.measuring import (
     no_mode,
     where,
 )
-from evalkit.gating.rates import contexts_of
+from evalkit.gating.rates import contexts_of, in_denominator
 from evalkit.records import Circuit, Environment, Results, Rule, SampleResult
 
 
@@ -82,14 +82,14 @@ def _rate_difference(rule: Rule, mode: str, context: str, results: Results, base
         for s in results.samples
         if s.failure_mode == mode and s.context == context and s.id in then
     ]
-    counted = [(a, b) for a, b in both if a.counted and b.counted]
-    fixed = sum(a.outcome == "fail" and b.outcome == "pass" for a, b in counted)
-    broken = sum(a.outcome == "pass" and b.outcome == "fail" for a, b in counted)
+    counted = [(a, b) for a, b in both if in_denominator(a) and in_denominator(b)]
+    fixed = sum(failed(a) and not failed(b) for a, b in counted)
+    broken = sum(failed(b) and not failed(a) for a, b in counted)
     change = stats.paired(fixed, broken, len(counted))
     if change is None:
         return missing(what, "no sample was counted in both runs")[0]
-    difference, words = _with_groups(rule, change.difference, counted)
-    lost = sum(is_lost(b) and (a.counted or is_lost(a)) for a, b in both)
+    difference, words = with_groups(rule.interval, change.difference, counted)
+    lost = sum(is_lost(b) and (in_denominator(a) or is_lost(a)) for a, b in both)
     against = stats.paired(fixed, broken + lost, len(counted) + lost) if lost else None
     worst = against.difference if against else None
     if worst is not None:
@@ -104,22 +104,27 @@ def _rate_difference(rule: Rule, mode: str, context: str, results: Results, base
     )
 
 
-def _with_groups(
-    rule: Rule, paired: stats.Interval, counted: list[tuple[SampleResult, SampleResult]]
+def with_groups(
+    wanted: str, paired: stats.Interval, counted: list[tuple[SampleResult, SampleResult]]
 ) -> tuple[stats.Interval, str]:
-    """The interval that the rule asks for, and how it was made."""
+    """The interval that is asked for (as `Rule.interval`), and how it was made, if not over items."""
     groups: dict[str, list[int]] = {}
     for a, b in counted:
-        groups.setdefault(group_of(b), []).append((b.outcome == "fail") - (a.outcome == "fail"))
-    if rule.interval == "wilson" or len(groups) == len(counted):
+        groups.setdefault(group_of(b), []).append(failed(b) - failed(a))
+    if wanted == "wilson" or len(groups) == len(counted):
         return paired, ""
     clustered = stats.paired_clustered(list(groups.values()))
     assert clustered is not None
-    if rule.interval == "wider":
+    if wanted == "wider":
         clustered = stats.Interval(
             paired.estimate, min(paired.low, clustered.low), max(paired.high, clustered.high)
         )
     return clustered, f", interval over {len(groups)} groups"
+
+
+def failed(sample: SampleResult) -> bool:
+    """A failure that counts; an error of knowledge is in the denominator and none."""
+    return sample.counted and sample.outcome == "fail"
 
 
 def is_lost(sample: SampleResult) -> bool:

@@ -37,6 +37,13 @@ def render_html(view: ReportView) -> str:
     return template.render(v=view, style=style, screen_fonts=fonts, contents=_contents(view))
 
 
+def render_page(template: str, view: object) -> str:
+    """A page beside the report, in its look: one HTML text without script or outside resource."""
+    style = Markup((_HERE / "templates" / "style.css").read_text(encoding="utf-8"))
+    fonts = Markup(font_css(lambda face: f"data:font/woff2;base64,{_encoded(face.file)}"))
+    return _environment().get_template(template).render(v=view, style=style, screen_fonts=fonts)
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     return ImmutableSandboxedEnvironment(
         loader=FileSystemLoader(_HERE / "templates"),
