@@ -30,6 +30,7 @@ def sample_figure(sample: SampleResult, nodes: Sequence[Node], known: Known) -> 
     vertices = tuple(_vertex(node, known) for node in shown)
     arcs, key = _arcs(attribution.edges, shown, set(errors))
     name = text.name(sample.id)
+    into = _into_margin(vertices, hooks)
     drawn = Graph(
         title=f"Circuit of {name}: {_size(vertices, hooks, arcs)}; {_strongest(vertices)}",
         margin=f"margin {text.nats(sample.margin_nats)} nats towards failure",
@@ -41,10 +42,10 @@ def sample_figure(sample: SampleResult, nodes: Sequence[Node], known: Known) -> 
         ),
         places=_places(shown, attribution.excluded_positions),
         vertices=vertices,
-        arcs=arcs + _into_margin(vertices, hooks),
+        arcs=arcs + into,
         key=key,
     )
-    return Figure(_caption(shown, bool(arcs)), circuit_figure(drawn))
+    return Figure(_caption(shown) + _lines(bool(arcs), into), circuit_figure(drawn))
 
 
 def mode_figure(circuit: Circuit, failures: Sequence[SampleResult], known: Known) -> Figure:
@@ -83,6 +84,7 @@ def mode_figure(circuit: Circuit, failures: Sequence[SampleResult], known: Known
         for e in ranked_edges
     )
     roles = sorted({n.role for n in shown}, key=lambda r: (r == "final", r != "other", r))
+    into = _into_margin(vertices, hooks)
     drawn = Graph(
         title=f"Circuit {text.name(circuit.id)}: {_size(vertices, hooks, arcs)}; {_strongest(vertices)}",
         margin="failure margin",
@@ -98,13 +100,13 @@ def mode_figure(circuit: Circuit, failures: Sequence[SampleResult], known: Known
         ),
         places=tuple(Place(r, text.name(r, 32), "role", False, f"role {text.name(r)}") for r in roles),
         vertices=vertices,
-        arcs=arcs + _into_margin(vertices, hooks),
+        arcs=arcs + into,
         key=_left_out(len(ranked) - len(shown), len(circuit.edges) - len(arcs)),
     )
     words = (
         "Features shared by failures, by hook and role. The figure in a box is its mean effect on the margin."
     )
-    return Figure(words + _no_edges(bool(arcs)), circuit_figure(drawn))
+    return Figure(words + _lines(bool(arcs), into), circuit_figure(drawn))
 
 
 def error_shares(attribution: Attribution) -> dict[str, float]:
@@ -266,15 +268,16 @@ def _left_out(n_nodes: int, n_edges: int) -> tuple[str, ...]:
     return (f"Not drawn, in results.json: {text.words(out)}.",) if out else ()
 
 
-def _caption(nodes: Sequence[Node], has_edges: bool) -> str:
+def _caption(nodes: Sequence[Node]) -> str:
     words = "Features by hook and position; in each box its effect on the margin in nats"
     words += ", exact ablation" if all(n.confirmed_nats is not None for n in nodes) else (
         ", exact ablation or, with “?”, an estimate"
     )  # fmt: skip
     words += "; @ names the position, “on” the token at which the feature fires most anywhere."
-    return words + _no_edges(has_edges)
+    return words
 
 
-def _no_edges(has_edges: bool) -> str:
-    into = " Lines into the margin: the last hook's features, by the same effect."
-    return into if has_edges else f" No edges were measured.{into}"
+def _lines(has_edges: bool, into: Sequence[Arc]) -> str:
+    """What the lines are, if there are any."""
+    words = "" if has_edges else " No edges were measured."
+    return words + (" Lines into the margin: the last hook's features, by the same effect." if into else "")

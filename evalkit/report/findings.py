@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 
 from evalkit.records import FailureModeResult, Proportion, SampleResult
-from evalkit.report import judging, text
+from evalkit.report import features, judging, text
 from evalkit.report.methods import seeded_hash
 from evalkit.report.nouns import Column, Findings, Inputs, ModeResults, SampleCard, Table
 
 N_WORST = 5
 N_RANDOM = 5
 N_KNOWLEDGE = 10
+N_FAILURES_PRINTED = 40
+N_FAILURES = 2000
 
 
 def findings(inputs: Inputs) -> Findings:
@@ -26,6 +28,7 @@ def findings(inputs: Inputs) -> Findings:
     )
     return Findings(
         flow=_flow(inputs),
+        failures=_failures(inputs),
         modes=tuple(_mode(inputs, mode) for mode in inputs.results.failure_modes),
         random=tuple(card(sample) for sample in chosen),
         random_note=note if chosen else "No sample counts, so none can be drawn.",
@@ -119,6 +122,51 @@ def _flow(inputs: Inputs) -> Table:
         "stands with each."
     )
     return Table("From planned samples to counted ones", columns, tuple(rows), note)
+
+
+def _failures(inputs: Inputs) -> Table:
+    """Every counted failure in one line, the largest margin first."""
+    failed = [s for mode in inputs.results.failure_modes for s in worst_failures(inputs, mode.id)]
+    failed.sort(key=lambda s: (-(s.margin_nats if s.margin_nats is not None else float("-inf")), s.id))
+    columns = (
+        Column("Sample", "text", "w20"),
+        Column("Failure mode", choice=True),
+        Column("Context", "word", choice=True),
+        Column("Half", "word", choice=True),
+        Column("Margin, nats", "num"),
+        Column("Unexplained", "num"),
+        Column("Strongest feature", "word"),
+        Column("Its effect, nats", "num"),
+    )
+    note = "Strongest feature: the largest exact ablation effect. Unexplained: the share of error nodes. "
+    if len(failed) > N_FAILURES_PRINTED:
+        note += (
+            f"On paper the {N_FAILURES_PRINTED} largest margins of {text.count(len(failed))}; report.html "
+            f"lists {'all' if len(failed) <= N_FAILURES else text.count(N_FAILURES)}."
+        )
+    rows = tuple(_failure_row(sample) for sample in failed[:N_FAILURES])
+    if not rows:
+        note = "No counted sample failed."
+    return Table(
+        "All counted failures", columns, rows, note.strip(), may_split=True, n_print=N_FAILURES_PRINTED
+    )
+
+
+def _failure_row(sample: SampleResult) -> tuple[str, ...]:
+    attribution = sample.attribution
+    nodes = [n for n in attribution.nodes if n.confirmed_nats is not None] if attribution else []
+    best = max(nodes, key=lambda n: (abs(n.confirmed_nats or 0.0), n.hook, -n.feature), default=None)
+    share = attribution.error_share if attribution else None
+    return (
+        text.name(sample.id),
+        text.name(sample.failure_mode),
+        sample.context,
+        "held out" if sample.held_out else "discovery",
+        text.nats(sample.margin_nats),
+        text.percent(share) if share is not None else "–",
+        features.feature_id(best.hook, best.feature) if best else "–",
+        text.nats(best.confirmed_nats) if best else "–",
+    )
 
 
 def _mode(inputs: Inputs, mode: FailureModeResult) -> ModeResults:

@@ -1,12 +1,14 @@
-"""The view model laid out as one self-contained HTML file: no script, no outside resource.
+"""The view model laid out as one self-contained HTML file, readable without its script and without a network.
 
-Every text is escaped on output. Model output stands only in element bodies, never in an attribute or a style;
-a content security policy forbids the page to load anything but its own embedded fonts.
+Every text is escaped on output. Model output stands only in element bodies, never in an attribute, a style or
+the script. A content security policy forbids the page to load anything but its own embedded fonts, and to run
+any script but the one whose digest it names.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +36,16 @@ def render_html(view: ReportView) -> str:
     template = _environment().get_template("report.html.j2")
     style = Markup((_HERE / "templates" / "style.css").read_text(encoding="utf-8"))
     fonts = Markup(font_css(lambda face: f"data:font/woff2;base64,{_encoded(face.file)}"))
-    return template.render(v=view, style=style, screen_fonts=fonts, contents=_contents(view))
+    script = (_HERE / "templates" / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return template.render(
+        v=view,
+        style=style,
+        screen_fonts=fonts,
+        script=Markup(script),
+        script_digest=f"sha256-{digest}",
+        contents=_contents(view),
+    )
 
 
 def render_page(template: str, view: object) -> str:
@@ -69,7 +80,12 @@ def _contents(view: ReportView) -> tuple[Entry, ...]:
         Entry("s3", "3", "Scope and threat model", ()),
         Entry("s4", "4", "Method", ()),
         Entry("s5", "5", "Environment", ()),
-        Entry("s6", "6", "Results", (*modes[:12], ("s6-random", "Samples that nobody chose"))),
+        Entry(
+            "s6",
+            "6",
+            "Results",
+            (("s6-failures", "All failures"), *modes[:12], ("s6-random", "Samples that nobody chose")),
+        ),
         Entry("s7", "7", "Attribution", (*saes, *causes[:12], *features)),
         Entry("s8", "8", "Interpretation and limits", ()),
         Entry("s9", "9", "Mitigation and monitoring", ()),

@@ -30,6 +30,8 @@ class Column(NamedTuple):
     kind: Literal["text", "word", "num", "code"] = "text"
     width: str = ""
     """`w10` … `w60`: a share of the table's width, or empty for what the content needs."""
+    choice: bool = False
+    """On screen, the rows can be chosen by this column's values."""
 
 
 class Table(NamedTuple):
@@ -42,6 +44,8 @@ class Table(NamedTuple):
     """Printed below the table: what was cut, how to read it."""
     may_split: bool = False
     """True: the table may run over a page's end; else it is kept whole if it is short."""
+    n_print: int | None = None
+    """On paper only so many rows; on screen all of them, to be sorted and filtered."""
 
 
 class Figure(NamedTuple):
@@ -236,6 +240,7 @@ class Findings(NamedTuple):
     """Section 6."""
 
     flow: Table
+    failures: Table
     modes: tuple[ModeResults, ...]
     random: tuple[SampleCard, ...]
     random_note: str

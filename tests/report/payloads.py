@@ -31,6 +31,16 @@ PAYLOADS = (
     f"<video poster='{HOST}/13' src='{HOST}/14'></video>",
     f"<a href='{FILE}'>a</a><a href='javascript:alert(1)'>b</a>",
     "]]><!--></title></textarea></style><h1 onclick=alert(1)>x</h1>",
+    "</script><script>hacked = 1; alert(1)</script>",
+    '"><script>hacked = 1; alert(1)</script>',
+    "'><img src=x onerror='hacked = 1; alert(1)'>",
+    '" autofocus tabindex=1 onfocus="hacked = 1; alert(1)" x="',
+    "<svg onload='hacked = 1; alert(1)'><title><script>hacked = 1</script></title></svg>",
+    "</title></svg><details open ontoggle='hacked = 1; alert(1)'>x</details>",
+    "<math><mtext><style><img src=x onerror='hacked = 1; alert(1)'></style></mtext></math>",
+    "<script type='module'>import 'http://127.0.0.1:{port}/15'</script>",
+    "${hacked = 1} `${alert(1)}` \u003cscript\u003ehacked = 1\u003c/script\u003e",
+    "&lt;script&gt;hacked = 1&lt;/script&gt;&#x3C;img src=x onerror=alert(1)&#x3E;",
     "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
 )
 
@@ -66,9 +76,29 @@ def infected(results: r.Results, payload: str) -> r.Results:
         for f in results.features
     )
     claims = tuple(c.model_copy(update={"sentence": payload, "evidence": (payload,)}) for c in results.claims)
+    circuits = tuple(
+        c.model_copy(
+            update={
+                "nodes": tuple(
+                    n.model_copy(update={"role": payload, "label": payload, "label_source": payload})
+                    for n in c.nodes
+                ),
+                "notes": (payload,),
+            }
+        )
+        for c in results.circuits
+    )
+    saes = tuple(
+        s.model_copy(
+            update={"ref": payload, "card": s.card and s.card.model_copy(update={"notes": (payload,)})}
+        )
+        for s in results.saes
+    )
     return results.model_copy(
         update={
             "samples": samples,
+            "circuits": circuits,
+            "saes": saes,
             "features": features,
             "claims": claims,
             "notes": (payload,),

@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import os
 import re
 import subprocess
@@ -10,13 +12,18 @@ from synthetic import Run
 
 from evalkit import records as r
 from evalkit.report import build_view, render_html
+from evalkit.report import html as report_html
 
 GOLDEN = Path(__file__).parent / "golden" / "report.html"
 STYLE = re.compile(r"<style[^>]*>.*?</style>", re.DOTALL)
 
 
+SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+
+
 def body_of(html: str) -> str:
-    return STYLE.sub("<style></style>", html)
+    """The page without its styles and its script, which have their own tests."""
+    return SCRIPT.sub("<script></script>", STYLE.sub("<style></style>", html))
 
 
 def test_the_html_is_the_golden_one(run: Run) -> None:
@@ -33,6 +40,10 @@ def test_no_payload_becomes_markup(run: Run, payload: str) -> None:
     assert payload.strip() not in hostile or "<" not in payload
     names = re.compile(r"<(/?[a-zA-Z][a-zA-Z0-9]*)")
     assert set(names.findall(body_of(hostile))) <= set(names.findall(body_of(clean)))
+    once = re.compile(r"<(?:script|style|title|meta|body|html|link|base|iframe|form)\b")
+    assert len(once.findall(body_of(hostile).replace("<title", ""))) == len(
+        once.findall(body_of(clean).replace("<title", ""))
+    )
     quoted = re.compile(r'\b(?:src|href|action|data|poster|srcset|on\w+)\s*=\s*["\']?[^"\'#]')
     tags = re.findall(r"<[a-zA-Z][^>]*>", body_of(hostile))
     assert not [tag for tag in tags if quoted.search(tag)]
@@ -43,7 +54,25 @@ def test_the_page_asks_for_nothing_outside_itself(run: Run) -> None:
     assert "default-src 'none'" in html
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", html)
     assert not re.search(r"url\((?!\"data:font/woff2)", html)
-    assert "<script" not in html
+
+
+def test_the_only_script_is_ours_and_the_policy_names_its_digest(run: Run) -> None:
+    html = render_html(build_view(run.results, run.plan, gate=run.gate))
+    ours = (Path(report_html.__file__).parent / "templates" / "report.js").read_text(encoding="utf-8")
+    assert SCRIPT.findall(html) == [ours]
+    assert html.count("<script") == 1
+    digest = base64.b64encode(hashlib.sha256(ours.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html
+    for forbidden in ("innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function("):
+        assert forbidden not in ours
+
+
+def test_on_paper_only_the_first_failures_are_printed_and_the_note_says_so(run: Run) -> None:
+    failed = next(s for s in run.results.samples if s.counted and s.outcome == "fail")
+    many = tuple(failed.model_copy(update={"id": f"{failed.id}-{i}"}) for i in range(50))
+    html = render_html(build_view(run.results.model_copy(update={"samples": many})))
+    assert html.count('<tr class="more">') == 10
+    assert "On paper the 40 largest margins of 50; report.html lists all." in html
 
 
 def test_a_template_in_a_response_is_not_run(run: Run) -> None:
