@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from evalkit import stats
 from evalkit.circuit_edges import sample_edges, shared_edges
@@ -43,7 +43,10 @@ NEGATIVE_CONTROLS: tuple[ControlKind, ...] = (
 MINIMUM_NODE_NATS = 0.01
 """Smaller exact effects are not counted as pushing; chosen: a hundred times the rounding of a margin."""
 
-_CoderKey = tuple[str, int | None]
+CoderKey = tuple[ControlKind, int | None]
+"""Kind and seed of a set of coders; `("none", None)` is under audit."""
+
+T = TypeVar("T")
 
 
 class Ranked(NamedTuple):
@@ -125,11 +128,11 @@ def mode_circuits(
         _mode_circuit(name, mode_of[rows[0].sample], rows, failing, thresholds)
         for name, rows in sorted(ledger.items())
     ]
-    adjusted = stats.holm([d.p_value for d in drafts])
+    adjusted = stats.holm([1.0 if d.p_value is None else d.p_value for d in drafts])
     return tuple(_graded(d, p, thresholds) for d, p in zip(drafts, adjusted, strict=True))
 
 
-def rank_shared(records: Iterable[InterventionRecord], failing: set[str], coder: _CoderKey) -> list[Ranked]:
+def rank_shared(records: Iterable[InterventionRecord], failing: set[str], coder: CoderKey) -> list[Ranked]:
     """Nodes by mean effect on discovery failures − mean effect on their passing twins; positive ones.
 
     Ties break by the node's id. Both groups are measured by ablation: a passing sample's contrast effect
@@ -147,23 +150,14 @@ def rank_shared(records: Iterable[InterventionRecord], failing: set[str], coder:
     )
 
 
-class _Draft(NamedTuple):
-    circuit: Circuit
-    p_value: float
-    """Largest over the negative controls: the claim must beat every one."""
-    lead_low: float | None
-    """Least lower bound of the paired lead over a negative control, as a rate."""
-    lead_high: float | None
-    """Least upper bound of that lead."""
-
-
 def _mode_circuit(
     name: str,
     mode: str,
     rows: Sequence[InterventionRecord],
     failing: set[str],
     thresholds: Mapping[str, float],
-) -> _Draft:
+) -> Circuit:
+    """A mode circuit that is not graded yet."""
     ranked = rank_shared(rows, failing, ("none", None))
     necessity = [r for r in rows if r.purpose == "necessity"]
     own = [r for r in necessity if r.control_kind == "none"]
@@ -173,7 +167,7 @@ def _mode_circuit(
     leads = _leads(at_size, [r for r in necessity if r.size == size])
     ceiling_rows = [r for r in necessity if r.control_kind == "whole_stream"]
     sufficient = [r for r in rows if r.purpose == "sufficiency" and r.size == size]
-    circuit = Circuit(
+    return Circuit(
         id=name,
         failure_mode=mode,
         level="mode",
@@ -189,12 +183,9 @@ def _mode_circuit(
         grade="inconclusive",
         flip_rate=None,
         size=size,
-    )
-    return _Draft(
-        circuit,
-        max((lead.p_value for lead in leads), default=1.0),
-        min((lead.difference.low for lead in leads), default=None),
-        min((lead.difference.high for lead in leads), default=None),
+        p_value=max((lead.p_value for lead in leads), default=None),
+        lead_low=min((lead.difference.low for lead in leads), default=None),
+        lead_high=min((lead.difference.high for lead in leads), default=None),
     )
 
 
@@ -208,70 +199,103 @@ def own_size(own: Sequence[InterventionRecord], share: float) -> int | None:
 
 
 def _leads(own: Sequence[InterventionRecord], necessity: Sequence[InterventionRecord]) -> list[stats.Paired]:
-    """The circuit's lead over each negative control set."""
-    sets: dict[_CoderKey, list[InterventionRecord]] = {}
+    """The circuit's lead over each negative control set: it must beat every one."""
+    mine = {r.sample: r.flipped for r in own}
+    sets: dict[CoderKey, dict[str, bool]] = {}
     for r in necessity:
         if r.control_kind in NEGATIVE_CONTROLS:
-            sets.setdefault((r.control_kind, r.control_seed), []).append(r)
-    return [lead for rows in sets.values() if (lead := _lead(own, rows)) is not None]
+            sets.setdefault((r.control_kind, r.control_seed), {})[r.sample] = r.flipped
+    return [lead for theirs in sets.values() if (lead := flip_lead(mine, theirs)) is not None]
 
 
-def _lead(own: Sequence[InterventionRecord], control: Sequence[InterventionRecord]) -> stats.Paired | None:
+def flip_lead(own: Mapping[str, bool], control: Mapping[str, bool]) -> stats.Paired | None:
     """Flips of the circuit − flips of one control, over the same held-out failures."""
-    mine = {r.sample: r.flipped for r in own}
-    theirs = {r.sample: r.flipped for r in control}
-    only_control = sum(theirs.get(s, False) and not k for s, k in mine.items())
-    only_own = sum(k and not theirs.get(s, False) for s, k in mine.items())
-    return stats.paired(only_control, only_own, len(mine))
+    only_control = sum(control.get(s, False) and not k for s, k in own.items())
+    only_own = sum(k and not control.get(s, False) for s, k in own.items())
+    return stats.paired(only_control, only_own, len(own))
 
 
-def _graded(draft: _Draft, p_value: float, thresholds: Mapping[str, float]) -> Circuit:
-    """The draft with its grade and the sentence that says why.
+def _graded(circuit: Circuit, p_value: float, thresholds: Mapping[str, float]) -> Circuit:
+    """The circuit with its grade and the sentence that says why.
 
-    attributed    nodes with measured effects; under 8 held-out failures never more
+    attributed    nodes with measured effects; under 8 held-out failures, or without a control, never more
     confirmed     ≥ 8 held-out failures, more flips than every negative control at the circuit's own size,
                   and the paired lead's interval excludes zero for each (Holm over circuits, 5 %)
     refuted       the lead's interval excludes the minimum effect fixed in plan.json
-    inconclusive  nothing was selected, nothing was held out, or switching it off flipped nothing
+    inconclusive  neither; or nothing was selected, or under 8 failures and none of them flipped
+
+    Runs planned with `grading` 1 (or before it had a number) called an undecided test `attributed`, and a
+    circuit that flipped nothing `inconclusive` whatever its interval.
     """
-    circuit = draft.circuit
     grade: Grade
     n = circuit.necessity.n if circuit.necessity else 0
     minimum = thresholds.get("minimum_effect", 0.1)
     least = int(thresholds.get("min_held_out_failures", 8))
+    first_rules = thresholds.get("grading", 1.0) < 2.0
+    low, high = circuit.lead_low, circuit.lead_high
     if not circuit.nodes or circuit.necessity is None:
         grade, note = "inconclusive", "no node pushed failures more than their twins on the discovery half"
-    elif circuit.necessity.n_flipped == 0:
+    elif circuit.necessity.n_flipped == 0 and (first_rules or n < least):
         grade, note = "inconclusive", f"switching it off changed none of {n} held-out failures"
     elif n < least:
         grade = "attributed"
         note = f"{n} held-out failures; at least {least} are needed to confirm or refute"
-    elif draft.lead_low is None or draft.lead_high is None:
+    elif low is None or high is None:
         grade, note = "attributed", "no negative control was run"
-    elif draft.lead_low > 0 and p_value < 0.05:
+    elif circuit.necessity.n_flipped > 0 and is_confirmed(n, low, p_value, thresholds):
         grade = "confirmed"
         note = f"beats every negative control (largest Holm-adjusted p {p_value:.3g})"
-    elif draft.lead_high < minimum:
+    elif high < minimum:
         grade = "refuted"
-        note = f"its lead over the best control is below {minimum:.0%} (upper bound {draft.lead_high:+.1%})"
+        note = f"its lead over the best control is below {minimum:.0%} (upper bound {high:+.1%})"
     else:
-        grade = "attributed"
+        grade = "attributed" if first_rules else "inconclusive"
+        decisive = _n_to_decide_first(n, low, high) if first_rules else n_to_decide(n, low, high, minimum)
         note = (
-            f"its lead over the hardest control has an interval from {draft.lead_low:+.1%} to "
-            f"{draft.lead_high:+.1%} (p {p_value:.3g}): not confirmed; about {_n_to_decide(n, draft)} "
+            f"its lead over the hardest control has an interval from {low:+.1%} to "
+            f"{high:+.1%} (p {p_value:.3g}): not confirmed; about {decisive} "
             "held-out failures would decide, were the lead to stay"
         )
     return circuit.model_copy(update={"grade": grade, "notes": (note,)})
 
 
-def _n_to_decide(n: int, draft: _Draft) -> int:
-    """Held-out failures at which the interval's half-width would equal the lead; interval ∝ 1/√n."""
-    assert draft.lead_low is not None and draft.lead_high is not None
-    half, centre = (draft.lead_high - draft.lead_low) / 2, abs(draft.lead_high + draft.lead_low) / 2
+def is_confirmed(n: int, lead_low: float, p_value: float, thresholds: Mapping[str, float]) -> bool:
+    """Enough held-out failures, every lead's interval above zero, and p (Holm over circuits) below 5 %."""
+    return n >= thresholds.get("min_held_out_failures", 8) and lead_low > 0 and p_value < 0.05
+
+
+def n_to_decide(n: int, low: float, high: float, minimum: float) -> int:
+    """Held-out failures after which the lead's interval would exclude zero, or the minimum effect.
+
+    The interval's half-width falls as 1/√n around a lead that stays. At least n + 1.
+    """
+    half, centre = (high - low) / 2, (high + low) / 2
+    gap = max(centre, minimum - centre)
+    return max(n + 1, math.ceil(n * (half / gap) ** 2))
+
+
+def _n_to_decide_first(n: int, low: float, high: float) -> int:
+    half, centre = (high - low) / 2, abs(high + low) / 2
     return math.ceil(n * (half / max(centre, 0.05)) ** 2)
 
 
 # -------------------------------------------------------------------------------------------- small parts
+
+
+def in_turn(rankings: Sequence[Sequence[T]], n: int) -> list[T]:
+    """Each ranking's best in turn, without repetition, until `n` are found or all are exhausted."""
+    chosen: dict[T, None] = {}
+    queues = [iter(r) for r in rankings]
+    while queues and len(chosen) < n:
+        alive = []
+        for queue in queues:
+            best = next((i for i in queue if i not in chosen), None)
+            if best is not None:
+                alive.append(queue)
+                if len(chosen) < n:
+                    chosen[best] = None
+        queues = alive
+    return list(chosen)
 
 
 def shared_id(hook: str, role: str, feature: int) -> str:

@@ -2,7 +2,8 @@
 
 1. every failure gets its pair, its contrast baseline and its place in a batch (or the reason why not);
 2. batches of failures go through `attribution.attribute_batch`; finished ones are not repeated;
-3. per probe, the circuit that its failures share is chosen and tested by `attribution.measure_mode`.
+3. per probe, the circuit that its failures share is chosen and tested by `attribution.measure_mode`;
+4. circuits that the plan wants derived again go through `attribution.measure_multiverse`.
 
 Batches do not depend on interruptions, so that a resumed run ends with the same numbers.
 """
@@ -18,12 +19,16 @@ from evalkit import planning
 from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
 from evalkit.attribution.capture import decomposed_rows
 from evalkit.attribution.cases import Case, choose_contrast
-from evalkit.attribution.modes import ModeInput, measure_mode
+from evalkit.attribution.modes import ModeInput, measure_mode, twin_case
+from evalkit.attribution.multiverse import MultiverseInput, measure_multiverse
+from evalkit.circuits import mode_circuits
 from evalkit.models.cache import Progress, Step
+from evalkit.multiverse import best_of_headline, cells, context_failures, sizes_of, splits, why_not
 from evalkit.planning import Prepared
 from evalkit.probes.pairs import Pair
 from evalkit.records import (
     Attribution,
+    Circuit,
     InterventionRecord,
     Outcome,
     ProbeSpec,
@@ -31,6 +36,7 @@ from evalkit.records import (
     SampleResult,
 )
 from evalkit.results import ERROR, tally
+from evalkit.splits import halves
 from evalkit.store import RunStore
 
 ItemT = TypeVar("ItemT")
@@ -93,8 +99,71 @@ def probe_modes(prepared: Prepared, store: RunStore, progress: Progress) -> None
             prepared.plan.suite.attribution,
             prepared.plan.seed,
         )
-    store.append_interventions(ledger)
     progress(Step("testing mode circuits", len(modes), len(modes), "probes"))
+    ledger += _multiverse(prepared, store, modes, cases, controls, ledger, progress)
+    store.append_interventions(ledger)
+
+
+def _multiverse(
+    prepared: Prepared,
+    store: RunStore,
+    modes: Sequence[ModeInput],
+    cases: Sequence[Case],
+    controls: Sequence[Coders],
+    ledger: Sequence[InterventionRecord],
+    progress: Progress,
+) -> list[InterventionRecord]:
+    """Derive the circuits that the plan asks for again, under every declared specification."""
+    plan = store.plan
+    results = tally(plan, store.samples, store.attributions, ()).samples
+    circuits = mode_circuits(results, ledger, plan.thresholds)
+    again = [c for c in circuits if "multiverse_split" in plan.grid and why_not(plan, c) is None]
+    probes = {m.name: m.discovery[0].sample.probe for m in modes}
+    found: list[InterventionRecord] = []
+    for n, circuit in enumerate(again):
+        progress(Step("deriving circuits again", n, len(again), "circuits"))
+        rows = [r for r in ledger if r.circuit == circuit.id]
+        asked = _multiverse_input(
+            prepared, store, circuit, probes[circuit.id], cases, results, rows, controls
+        )
+        audited = Coders("none", None, prepared.saes)
+        found += measure_multiverse(prepared.model, asked, prepared.prompts, audited, controls, plan.seed)
+    progress(Step("deriving circuits again", len(again), len(again), "circuits"))
+    return found
+
+
+def _multiverse_input(
+    prepared: Prepared,
+    store: RunStore,
+    circuit: Circuit,
+    probe: str,
+    cases: Sequence[Case],
+    results: Sequence[SampleResult],
+    rows: Sequence[InterventionRecord],
+    controls: Sequence[Coders],
+) -> MultiverseInput:
+    plan = store.plan
+    divided = {s: halves(plan, results, probe, s) for s in splits(plan)}
+    elsewhere = [i for c in plan.suite.contexts[1:] for i in context_failures(plan, results, probe, c)]
+    failing = {i for h in divided.values() for i in (*h.discovery, *h.held_out)} | set(elsewhere)
+    mine = {c.sample.id: c for c in cases if c.sample.id in failing}
+    choosing = {i for h in divided.values() for i in h.twins}
+    for i in sorted(choosing):
+        twin = twin_case(mine[i], prepared.prompts)
+        if twin is not None:
+            mine.setdefault(twin.sample.id, twin)
+    return MultiverseInput(
+        name=circuit.id,
+        probe=prepared.probes[probe],
+        cases=list(mine.values()),
+        halves=divided,
+        cells=cells(plan),
+        metrics=[m for m in ("flip", "margin") if m in plan.grid["multiverse_metric"]],
+        sizes=sizes_of(plan, probe),
+        share=plan.thresholds["necessity_share"],
+        contexts=best_of_headline(rows, results, circuit, [(c.kind, c.seed) for c in controls]),
+        context_failures=elsewhere,
+    )
 
 
 def _is_failure(sample: SampleResult) -> bool:

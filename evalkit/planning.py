@@ -8,13 +8,12 @@ carries.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,13 +28,24 @@ from evalkit.errors import ConfigError
 from evalkit.models.cache import Progress
 from evalkit.models.resolve import resolve_model
 from evalkit.models.text import Prompt, TextModel, open_text_model
+from evalkit.multiverse import sizes_within
 from evalkit.plugins import Probe
-from evalkit.records import Batch, Environment, Plan, ProbeSpec, SaeRecord, SaeRef, Sample
+from evalkit.records import (
+    AttributionSpec,
+    Batch,
+    Environment,
+    Plan,
+    ProbeSpec,
+    SaeRecord,
+    SaeRef,
+    Sample,
+)
 from evalkit.saes import catalogue
 from evalkit.saes.coder import Sae
 from evalkit.saes.floors import frozen_random, random_directions, residual_coordinates
 from evalkit.saes.loaders import holds_sae, load_sae
 from evalkit.scorers import check_sample, make_scorer
+from evalkit.splits import has_variants, held_out_groups
 from evalkit.suites import LoadedSuite, load_suite, render_samples
 
 BATCH_SIZE = 16  # chosen: decoding gains up to about 32 rows on two cores; 16 keeps the cache small
@@ -53,8 +63,13 @@ THRESHOLDS = {
     "minimum_effect": 0.1,
     "minimum_node_nats": MINIMUM_NODE_NATS,
     "robust_share": 0.9,
+    "robust_specifications": 48.0,
+    "grading": 2.0,
 }
-"""Fixed before the run: what a grade depends on (DESIGN §5; minimum effect chosen: one failure in ten)."""
+"""Fixed before the run: what a grade depends on (minimum effect chosen: one failure in ten; `grading` is the
+version of the rules in `circuits._graded`, so that an older run keeps those it was planned under)."""
+SPLITS = 3
+"""Divisions into halves in the multiverse; chosen: with two budgets, 72 specifications."""
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pydantic", "weasyprint")
 
 
@@ -151,7 +166,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
         model_sha256=model.record.sha256,
         sae_sha256={r.hook: r.sha256 for r in sae_records},
         dtype=options.dtype,
-        held_out_groups=_held_out(samples, suite.attribution.held_out, options.seed),
+        held_out_groups=held_out_groups(samples, suite.attribution.held_out, options.seed),
         thresholds=THRESHOLDS,
         grid={
             "sizes": tuple(map(str, sizes_within(SIZES, suite.attribution.confirm))),
@@ -159,6 +174,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
             "frozen_random_seeds": tuple(map(str, RANDOM_SEEDS)),
             "controls": ("frozen_random", "residual_coordinate", "random_direction"),
             "matched_sets": (str(MATCHED_SETS), str(MATCHED_SETS_GENERATE)),
+            **_multiverse_grid(suite.attribution, samples),
         },
         policy=loaded.policy,
         n_earlier_runs=None,
@@ -258,6 +274,20 @@ def control_coders(
     ]
 
 
+def _multiverse_grid(spec: AttributionSpec, samples: Sequence[Sample]) -> dict[str, tuple[str, ...]]:
+    """The specifications under which a circuit is derived again; empty if the suite switched them off."""
+    if spec.multiverse == "off":
+        return {}
+    return {
+        "multiverse_estimator": ("plain", "held", "both"),
+        "multiverse_baseline": ("ablation", "contrast"),
+        "multiverse_metric": ("flip", "margin"),
+        "multiverse_split": tuple(map(str, range(SPLITS))),
+        "multiverse_paraphrase": ("all", "one") if has_variants(samples) else ("all",),
+        "multiverse_budget": tuple(map(str, sorted({max(spec.confirm // 2, 1), spec.confirm}))),
+    }
+
+
 # ---------------------------------------------------------------------------------------------- samples
 
 
@@ -289,18 +319,6 @@ def _batches(samples: Sequence[Sample], prompts: Mapping[str, Prompt]) -> tuple[
                 Batch(id=f"{probe}:{n}", probe=probe, samples=tuple(mine[start : start + BATCH_SIZE]))
             )
     return tuple(batches)
-
-
-def _held_out(samples: Iterable[Sample], share: float, seed: int) -> tuple[str, ...]:
-    """Groups kept away from every choice, by a seeded hash; twins, paraphrases and contexts stay together."""
-    groups = sorted({s.group for s in samples})
-    groups.sort(key=lambda g: hashlib.sha256(f"held-out:{seed}:{g}".encode()).digest())
-    return tuple(sorted(groups[: round(share * len(groups))]))
-
-
-def sizes_within(sizes: Sequence[int], most: int) -> tuple[int, ...]:
-    """The sizes up to `most`, ending with `most` itself if it lies between two of them."""
-    return tuple(s for s in sizes if s <= most) or (most,)
 
 
 # ------------------------------------------------------------------------------------------ environment

@@ -21,11 +21,16 @@ Grade = Literal["observed", "attributed", "confirmed", "robust", "refuted", "inc
 Context = Literal["neutral", "test", "deployment"]
 Modality = Literal["text", "audio", "vision", "scripted"]
 Baseline = Literal["ablation", "contrast"]
-Purpose = Literal["certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer"]
+Purpose = Literal[
+    "certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer", "multiverse",
+]  # fmt: skip
 ControlKind = Literal[
     "none", "frozen_random", "residual_coordinate", "dense_neuron", "matched_random", "random_direction",
     "whole_stream",
 ]  # fmt: skip
+Estimator = Literal["plain", "held", "both"]
+VerdictMetric = Literal["flip", "margin"]
+Paraphrase = Literal["all", "one"]
 
 Identifier = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@:/+#-]*$", max_length=200)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -151,6 +156,8 @@ class AttributionSpec(Record):
     """Edges recorded per failure, strongest first."""
     held_out: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Share of groups kept away from the choice of circuits."""
+    multiverse: Literal["auto", "always", "off"] = "auto"
+    """Derive mode circuits again under every declared specification. `auto`: only confirmed ones."""
 
 
 class Suite(Record):
@@ -582,6 +589,9 @@ class InterventionRecord(Record):
     """KL divergence of the passing twin's next token under the same change, nats."""
     targets: dict[str, tuple[float, float]] = {}
     """`edge` only: node at the next hook → its activation before and after."""
+    shortlisted: tuple[str, ...] = ()
+    """`multiverse` only: where estimators ranked the node, as `split/estimator/rank`, if this certificate
+    counted there."""
     previous: Sha256
 
 
@@ -744,6 +754,64 @@ class Control(Record):
     rate: Rate | None
 
 
+class Specification(Record):
+    """One way to derive a mode circuit and its verdict again; everything else stays as in the headline."""
+
+    estimator: Estimator
+    """Which gradient ranks candidates: plain, with held norm scales, or each one's best in turn."""
+    baseline: Baseline
+    """Features go to zero, or to their values in the passing contrast."""
+    metric: VerdictMetric
+    """Compared with controls by failures flipped, or by nats of margin lost."""
+    split: Count
+    """Which division into discovery and held-out halves; 0 is the headline's."""
+    paraphrase: Paraphrase
+    """All variants of a group, or one of each."""
+    budget: Count
+    """Candidates measured exactly."""
+    n: Count
+    """Held-out failures."""
+    size: Count | None
+    """Nodes switched off: the fewest that reach the planned share of the best; None: none pushed."""
+    effect: float | None
+    """Share of failures flipped, or mean nats of margin lost."""
+    lead_low: float | None
+    """Least lower bound of the lead over a negative control, in the units of `effect`."""
+    lead_high: float | None
+    p_value: float | None
+    """Against the hardest control, Holm-adjusted over circuits."""
+    confirmed: bool
+    headline: bool
+    """True: the specification that the grade rests on, derived again; it is not counted below."""
+
+
+class ContextVerdict(Record):
+    """The headline's circuit on held-out failures of another context."""
+
+    context: Context
+    n: Count
+    n_flipped: Count
+    lead_low: float | None
+    p_value: float | None
+    confirmed: bool
+
+
+class Multiverse(Record):
+    """A mode circuit's verdict under every specification declared in plan.json."""
+
+    not_run: str | None
+    """Why it was not run."""
+    n: Count = 0
+    """Specifications besides the headline's."""
+    n_confirmed: Count = 0
+    n_differ: Count = 0
+    """Specifications whose verdict (confirmed or not) is not the headline's."""
+    n_interventions: Count = 0
+    """Exact measurements made for it; shared by all specifications that need the same one."""
+    specifications: tuple[Specification, ...] = ()
+    contexts: tuple[ContextVerdict, ...] = ()
+
+
 class Circuit(Record):
     id: str
     failure_mode: str
@@ -760,6 +828,12 @@ class Circuit(Record):
     size: Count | None = None
     """Number of nodes switched off."""
     notes: tuple[str, ...] = ()
+    p_value: Rate | None = None
+    """Exact McNemar test against the hardest negative control, before Holm."""
+    lead_low: float | None = None
+    """Least lower bound of the lead over a negative control, as a share of held-out failures."""
+    lead_high: float | None = None
+    multiverse: Multiverse | None = None
 
 
 class Claim(Record):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from evalkit import stats
 from evalkit.circuits import mode_circuits, sample_circuits
+from evalkit.multiverse import explored
 from evalkit.records import (
     AttributionRecord,
     Circuit,
@@ -66,7 +67,7 @@ def tally(
     results = _sample_results(plan, samples, {a.sample: a for a in attributions})
     circuits = (
         *sample_circuits(results, interventions),
-        *mode_circuits(results, interventions, plan.thresholds),
+        *explored(plan, results, interventions, mode_circuits(results, interventions, plan.thresholds)),
     )
     modes = tuple(
         _failure_mode(plan, mode, results, circuits, interventions)
@@ -424,7 +425,7 @@ def _mode_claim(circuit: Circuit) -> Claim:
         for control in circuit.controls:
             name = _CONTROL_NAMES.get(control.kind, control.kind)
             sentence += f"; {name}: {control.n_flipped} of {control.n} over {control.n_sets} sets"
-        sentence += f". Grade {circuit.grade}: {circuit.notes[0]}"
+        sentence += f". Grade {circuit.grade}: {'; '.join(circuit.notes)}"
     return Claim(
         id=circuit.id, type="inference", sentence=sentence + ".", grade=circuit.grade, evidence=(circuit.id,)
     )

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from evalkit import gate
 from evalkit.digests import digest_list
 from evalkit.errors import ConfigError, EvidenceError
-from evalkit.records import Results
+from evalkit.records import Record, Results
 from evalkit.results import is_complete, tally
 from evalkit.store import StoredRun, read_run
 
@@ -93,7 +93,7 @@ def _recount(run: StoredRun, results: Results) -> str:
     saes = run.manifest.saes if run.manifest is not None else ()
     again = tally(run.plan, run.samples, run.attributions, run.interventions, saes)
     for name in again._fields:
-        if getattr(again, name) != getattr(results, name):
+        if not _agrees(getattr(results, name), getattr(again, name)):
             raise EvidenceError(
                 f"{run.folder / 'results.json'}: {_where(name, results, getattr(again, name))}"
             )
@@ -105,17 +105,31 @@ def _recount(run: StoredRun, results: Results) -> str:
     )
 
 
+def _agrees(stated: object, again: object) -> bool:
+    """Whether all that results.json states is what the records give.
+
+    A field that it does not state was added by a later version: what nobody said is not checked.
+    """
+    if isinstance(stated, Record):
+        if not isinstance(again, type(stated)):
+            return False
+        fields = sorted(stated.model_fields_set)
+        return all(_agrees(getattr(stated, f), getattr(again, f)) for f in fields)
+    if isinstance(stated, tuple) and isinstance(again, tuple):
+        return len(stated) == len(again) and all(map(_agrees, stated, again))
+    return stated == again
+
+
 def _where(name: str, results: Results, again: object) -> str:
     stated = getattr(results, name)
     assert isinstance(stated, tuple) and isinstance(again, tuple)
     if len(stated) != len(again):
         return f"{name}: {len(stated)} entries, but the records give {len(again)}"
-    place = next(n for n, (a, b) in enumerate(zip(stated, again, strict=True)) if a != b)
+    place = next(n for n, (a, b) in enumerate(zip(stated, again, strict=True)) if not _agrees(a, b))
     if isinstance(stated[place], str):
         return f"{name}.{place}: is not what the records give"
-    fields = [
-        f for f in type(stated[place]).model_fields if getattr(stated[place], f) != getattr(again[place], f)
-    ]
+    one, other = stated[place], again[place]
+    fields = [f for f in type(one).model_fields if not _agrees(getattr(one, f), getattr(other, f))]
     return f"{name}.{place}.{fields[0]}: is not what the records give"
 
 

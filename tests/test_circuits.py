@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from evalkit.circuits import mode_circuits, own_size, split_shared
+import pytest
+
+from evalkit.circuits import is_confirmed, mode_circuits, n_to_decide, own_size, split_shared
 from evalkit.records import Circuit, InterventionRecord, SampleResult
 
 THRESHOLDS = {"min_held_out_failures": 8.0, "necessity_share": 0.8, "minimum_effect": 0.1}
@@ -28,7 +30,12 @@ def result(name: str, outcome: str = "fail") -> SampleResult:
     )  # fmt: skip
 
 
-def circuit(n: int, n_own: int, n_control: int, *, chosen: bool = True) -> Circuit:
+CURRENT = {**THRESHOLDS, "grading": 2.0}
+
+
+def circuit(
+    n: int, n_own: int, n_control: int, *, chosen: bool = True, rules: dict[str, float] = THRESHOLDS
+) -> Circuit:
     """`n` held-out failures; the circuit flips the first `n_own`, a random SAE the first `n_control`."""
     discovery = [line("d-0", "certify", flipped=chosen), line("d-1", "certify", margin_after_nats=1.0)]
     if not chosen:
@@ -36,7 +43,7 @@ def circuit(n: int, n_own: int, n_control: int, *, chosen: bool = True) -> Circu
     own = [line(f"h-{i}", "necessity", flipped=i < n_own) for i in range(n)]
     control = [line(f"h-{i}", "necessity", flipped=i < n_control, kind="frozen_random") for i in range(n)]
     samples = [result("d-0"), result("d-1", "pass"), *(result(f"h-{i}") for i in range(n))]
-    [found] = mode_circuits(samples, [*discovery, *own, *control], THRESHOLDS)
+    [found] = mode_circuits(samples, [*discovery, *own, *control], rules)
     return found
 
 
@@ -124,3 +131,51 @@ def test_own_size_is_the_smallest_that_reaches_four_fifths_of_the_flips() -> Non
 
 def test_a_role_may_hold_a_slash() -> None:
     assert split_shared("layers.3/a/b/f12") == ("layers.3", "a/b", 12)
+
+
+@pytest.mark.parametrize(
+    ("n", "n_own", "n_control", "grade"),
+    [
+        (7, 7, 0, "attributed"),  # too few, whatever they show
+        (7, 0, 0, "inconclusive"),  # too few, and nothing happened
+        (8, 5, 0, "inconclusive"),  # McNemar p = 1/16
+        (8, 6, 0, "confirmed"),  # McNemar p = 1/32
+        (16, 14, 14, "inconclusive"),  # no lead, but the interval still holds the minimum effect
+        (60, 55, 55, "refuted"),  # no lead, and the interval excludes the minimum effect
+        (12, 5, 3, "inconclusive"),
+        (40, 2, 30, "refuted"),
+        (16, 0, 0, "inconclusive"),  # 0 of 16 does not exclude a tenth
+        (40, 0, 0, "refuted"),  # 0 of 40 does
+    ],
+)
+def test_each_grade_ends_where_the_rules_say(n: int, n_own: int, n_control: int, grade: str) -> None:
+    found = circuit(n, n_own, n_control, rules=CURRENT)
+    assert found.grade == grade, found.notes
+    excludes = found.lead_high is not None and found.lead_high < CURRENT["minimum_effect"]
+    assert (found.grade == "refuted") == (excludes and n >= 8)
+    if found.grade == "inconclusive" and n >= 8:
+        assert "held-out failures would decide" in found.notes[0]
+
+
+def test_no_node_is_inconclusive_and_no_control_is_attributed_under_the_current_rules() -> None:
+    assert circuit(16, 0, 0, chosen=False, rules=CURRENT).grade == "inconclusive"
+    rows = [
+        line("d-0", "certify", flipped=True),
+        *(line(f"h-{i}", "necessity", flipped=True) for i in range(9)),
+    ]
+    samples = [result("d-0"), *(result(f"h-{i}") for i in range(9))]
+    [found] = mode_circuits(samples, rows, CURRENT)
+    assert found.grade == "attributed" and found.notes == ("no negative control was run",)
+
+
+def test_confirmation_needs_eight_failures_a_lead_above_zero_and_p_below_a_twentieth() -> None:
+    assert is_confirmed(8, 0.01, 0.049, CURRENT)
+    assert not is_confirmed(7, 0.01, 0.049, CURRENT)
+    assert not is_confirmed(8, 0.0, 0.049, CURRENT)
+    assert not is_confirmed(8, 0.01, 0.05, CURRENT)
+
+
+def test_the_n_that_would_decide_narrows_the_interval_to_the_nearer_bound() -> None:
+    assert n_to_decide(20, -0.1, 0.3, 0.1) == 80, "lead 0.1: the half-width 0.2 must halve to exclude zero"
+    assert n_to_decide(20, -0.2, 0.2, 0.1) == 80, "no lead: it must halve to exclude the minimum effect"
+    assert n_to_decide(20, 0.01, 0.4, 0.1) == 21, "never fewer than there are"

@@ -20,6 +20,7 @@ from evalkit.models.text import TextModel
 from evalkit.planning import Options, Prepared, prepare
 from evalkit.records import ChatMessage, SaeCard, SaeQuality, Sample
 from evalkit.saes.loaders import save_native
+from evalkit.splits import held_out_groups
 
 UNMEASURED = SaeQuality(
     explained_variance=None, l0=None, ce_recovered_zero=None, ce_recovered_mean=None, dead_share=None
@@ -112,9 +113,9 @@ def test_the_held_out_share_is_as_asked_whatever_the_groups(
         Sample(id=f"s{n}", probe="p", failure_mode="f", group=group, messages=(message,))
         for n, group in enumerate(sorted(groups))
     ]
-    held_out = planning._held_out(samples, share, seed)
+    held_out = held_out_groups(samples, share, seed)
     assert set(held_out) <= groups and len(held_out) == round(share * len(groups))
-    assert planning._held_out(reversed(samples), share, seed) == held_out
+    assert held_out_groups(reversed(samples), share, seed) == held_out
 
 
 def test_sizes_end_where_the_measurements_end() -> None:

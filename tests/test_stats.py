@@ -237,3 +237,21 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert found is not None and found.estimate == pytest.approx(1.58)
     assert (found.low, found.high) == pytest.approx((0.7001, 2.4599), abs=1e-3)
     assert stats.mean_interval([1.0]) is None
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=9, unique=True), st.integers(0, 2**9 - 1))
+def test_the_signed_rank_test_equals_counting_all_signs(sizes: list[int], signs: int) -> None:
+    values = [s if signs >> n & 1 else -s for n, s in enumerate(sizes)]
+    ranks = [sorted(sizes).index(s) + 1 for s in sizes]
+    total = sum(ranks)
+
+    def distance(mask: int) -> float:
+        return abs(sum(r for n, r in enumerate(ranks) if mask >> n & 1) - total / 2)
+
+    seen = distance(sum(1 << n for n, v in enumerate(values) if v > 0))
+    extreme = sum(distance(m) >= seen for m in range(2 ** len(sizes))) / 2 ** len(sizes)
+    assert stats.signed_rank([float(v) for v in values] + [0.0]) == pytest.approx(extreme)
+
+
+def test_the_signed_rank_test_without_any_difference_is_one() -> None:
+    assert stats.signed_rank([0.0, 0.0]) == 1.0 == stats.signed_rank([])

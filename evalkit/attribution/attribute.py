@@ -192,12 +192,13 @@ def _tabulate(bench: Bench, n: int, sae: Sae) -> Table:
         bench.captured.gradients[sae.hook][n, offset:],
         bench.captured.gradients_frozen[sae.hook][n, offset:],
         bench.decomposed[sae.hook][n],
-        [_side(bench, n, other, sae) for other in bench.cases[n].contrast.samples],
+        [side_of(bench, n, other, sae) for other in bench.cases[n].contrast.samples],
         bench.cases[n].prompt.segments,
     )
 
 
-def _side(bench: Bench, n: int, other: str, sae: Sae) -> Side:
+def side_of(bench: Bench, n: int, other: str, sae: Sae) -> Side:
+    """A contrast sample of case `n` at the SAE's hook."""
     assert bench.other_run is not None
     stream = row_of(bench.other_run, sae.hook, bench.others[other])
     decomposed = bench.other_decomposed[sae.hook][bench.others[other]]
@@ -275,14 +276,14 @@ def _certificates(bench: Bench, n: int, coders: Coders, c: Certified) -> list[In
     lines = []
     for baseline, effect in effects:
         after = bench.margin(n) - effect
-        outcome = _outcome_by_margin(bench, n, after)
+        outcome = outcome_by_margin(bench, n, after)
         lines.append(
             ledger_line(bench, n, coders, "certify", [node_id(c)], 1, outcome, after, baseline=baseline)
         )
     return lines
 
 
-def _outcome_by_margin(bench: Bench, n: int, margin: float) -> Outcome | None:
+def outcome_by_margin(bench: Bench, n: int, margin: float) -> Outcome | None:
     """For summed pairs (choice) the margin's sign is the outcome; otherwise it was not decoded: None."""
     if bench.cases[n].pair.per_token:
         return None

@@ -38,14 +38,14 @@ from evalkit.attribution.attribute import (
 from evalkit.attribution.cases import Case, Contrast
 from evalkit.attribution.certify import Change, Setting, rerun_changes
 from evalkit.attribution.mode_edges import measure_shared_edges
-from evalkit.attribution.shortlist import Table, in_turn
-from evalkit.circuits import own_size, rank_shared, shared_id, split_shared
+from evalkit.attribution.shared import ESTIMATES, Moving, Totals, moving, role_sums, zeroed
+from evalkit.circuits import in_turn, own_size, rank_shared, shared_id, split_shared
 from evalkit.models.adapter import Prompt, StreamModel
 from evalkit.plugins import Probe
 from evalkit.records import AttributionSpec, InterventionRecord, Outcome
 from evalkit.saes.coder import Sae
+from evalkit.splits import DISCOVERY
 
-DISCOVERY = 12  # chosen: failures used to choose nodes; more change the ranking little and cost linearly
 BENCH = 8  # failures captured at once
 
 
@@ -62,7 +62,7 @@ class ModeInput(NamedTuple):
     sizes: Sequence[int]
 
 
-class _Half(NamedTuple):
+class Half(NamedTuple):
     """Captured benches of one half, failures and (for discovery) their passing twins."""
 
     benches: list[Bench]
@@ -80,11 +80,11 @@ def measure_mode(
 ) -> list[InterventionRecord]:
     """Choose, freeze and test one mode circuit and its controls; every measurement as a ledger line."""
     chosen = list(mode.discovery)[:DISCOVERY]
-    twins = [t for c in chosen if (t := _twin_case(c, prompts)) is not None]
-    discovery = _Half(
+    twins = [t for c in chosen if (t := twin_case(c, prompts)) is not None]
+    discovery = Half(
         _benches(model, mode, [*chosen, *twins], prompts, audited.saes, seed), {c.sample.id for c in chosen}
     )
-    held_out = _Half(_benches(model, mode, mode.held_out, prompts, audited.saes, seed), set())
+    held_out = Half(_benches(model, mode, mode.held_out, prompts, audited.saes, seed), set())
     ledger: list[InterventionRecord] = []
     for coders in (audited, *controls):
         certified = _choose(mode, discovery, coders, spec.confirm)
@@ -100,7 +100,7 @@ def measure_mode(
     return ledger
 
 
-def _twin_case(case: Case, prompts: Mapping[str, Prompt]) -> Case | None:
+def twin_case(case: Case, prompts: Mapping[str, Prompt]) -> Case | None:
     """The passing twin with the failure's own pair, so that both groups are measured alike."""
     if case.contrast.kind != "twin":
         return None
@@ -125,30 +125,27 @@ def _benches(
 # --------------------------------------------------------------------------------- 1, 2: choose on one half
 
 
-def _choose(mode: ModeInput, half: _Half, coders: Coders, n: int) -> list[InterventionRecord]:
+def _choose(mode: ModeInput, half: Half, coders: Coders, n: int) -> list[InterventionRecord]:
     """Exact effects of the shortlist on every discovery sample."""
-    estimates: list[dict[str, float]] = [{}, {}]
-    active: dict[tuple[int, int], set[str]] = {}
+    totals = Totals(coders.saes)
+    active: dict[tuple[int, int], Moving] = {}
     n_failing = max(len(half.failing), 1)
     n_passing = max(sum(len(b.cases) for b in half.benches) - len(half.failing), 1)
     for b, bench in enumerate(half.benches):
         for c, tables in enumerate(tabulate_all(bench, coders.saes)):
             failing = bench.cases[c].sample.id in half.failing
             weight = 1 / n_failing if failing else -1 / n_passing
-            seen = active.setdefault((b, c), set())
-            for table in tables:
-                _add(table, bench.cases[c].prompt.roles, weight, estimates, seen)
-    rankings = [
-        [node for node, value in sorted(e.items(), key=lambda i: (-i[1], i[0]))[: 4 * n] if value > 0]
-        for e in estimates
-    ]
+            sums = role_sums(tables, bench.cases[c].prompt.roles)
+            totals.add(sums, [weight] * len(ESTIMATES))
+            active[b, c] = moving(sums, "ablation")
+    rankings = [totals.best(ESTIMATES.index(("ablation", e)), 4 * n) for e in ("plain", "held")]
     shortlist = in_turn(rankings, n)
     records = []
     for b, bench in enumerate(half.benches):
         jobs = [(c, node) for c in range(len(bench.cases)) for node in shortlist]
-        moving = [(c, node) for c, node in jobs if node in active[b, c]]
-        effect = effects_of(bench, coders.saes, [_zero(bench, c, [node]) for c, node in moving])
-        measured = dict(zip(moving, effect, strict=True))
+        moved = [(c, node) for c, node in jobs if active[b, c].has(node)]
+        effect = effects_of(bench, coders.saes, [zeroed(bench, c, [node]) for c, node in moved])
+        measured = dict(zip(moved, effect, strict=True))
         for c, node in jobs:
             after = bench.margin(c) - measured.get((c, node), 0.0)
             records.append(
@@ -157,29 +154,11 @@ def _choose(mode: ModeInput, half: _Half, coders: Coders, n: int) -> list[Interv
     return records
 
 
-def _add(
-    table: Table,
-    roles: Sequence[str],
-    weight: float,
-    estimates: list[dict[str, float]],
-    seen: set[str],
-) -> None:
-    """Add one sample's estimates, summed over the positions of a role, to the running means."""
-    columns = (table.ablation, table.ablation_frozen)
-    names = [
-        shared_id(table.hook, roles[p], int(f)) for p, f in zip(table.position, table.feature, strict=True)
-    ]
-    seen.update(names)
-    for total, column in zip(estimates, columns, strict=True):
-        for name, value in zip(names, column, strict=True):
-            total[name] = total.get(name, 0.0) + weight * float(value)
-
-
 # ------------------------------------------------------------------------------------ 3: held-out necessity
 
 
 def _necessity(
-    mode: ModeInput, half: _Half, coders: Coders, nodes: Sequence[str], sizes: Sequence[int]
+    mode: ModeInput, half: Half, coders: Coders, nodes: Sequence[str], sizes: Sequence[int]
 ) -> list[InterventionRecord]:
     """Zero the best nodes in every held-out failure; without nodes the failure stays as it is."""
     records = []
@@ -195,7 +174,7 @@ def _test_sets(
 ) -> list[InterventionRecord]:
     """Decode and score again with each (case, size, nodes) zeroed; collateral on the passing twin."""
     drop = coders.kind == "matched_random"  # draws are often inactive here, and carry no collateral
-    changes = [_without_inactive(bench, coders, _zero(bench, c, nodes), drop) for c, _, nodes in jobs]
+    changes = [_without_inactive(bench, coders, zeroed(bench, c, nodes), drop) for c, _, nodes in jobs]
     moving = [i for i, change in enumerate(changes) if change.settings]
     decided: dict[int, tuple[Outcome, float | None]] = {}
     for batch, run in rerun_changes(
@@ -222,17 +201,6 @@ def _test_sets(
     ]
 
 
-def _zero(bench: Bench, c: int, nodes: Sequence[str]) -> Change:
-    """The feature at zero at every decomposed position of its role."""
-    offset = bench.captured.run.offset(c)
-    settings = [
-        Setting(hook, p + offset, feature, 0.0)
-        for hook, role, feature in map(split_shared, nodes)
-        for p in _positions(bench, c, hook, role)
-    ]
-    return Change(c, tuple(settings))
-
-
 def _without_inactive(bench: Bench, coders: Coders, change: Change, drop: bool) -> Change:
     """With `drop`, only settings of features that are active: the others move nothing."""
     if not drop or not change.settings:
@@ -245,10 +213,6 @@ def _without_inactive(bench: Bench, coders: Coders, change: Change, drop: bool) 
         values = sae.encode(stream.float())[torch.arange(len(mine)), [s.feature for s in mine]]
         kept += [s for s, v in zip(mine, values.tolist(), strict=True) if v != 0]
     return Change(change.row, tuple(kept))
-
-
-def _positions(bench: Bench, c: int, hook: str, role: str) -> list[int]:
-    return positions_of_role(bench, c, hook, role)
 
 
 def _zero_twin(bench: Bench, c: int, nodes: Sequence[str]) -> Change | None:
@@ -268,7 +232,7 @@ def _zero_twin(bench: Bench, c: int, nodes: Sequence[str]) -> Change | None:
     return Change(row, tuple(settings))
 
 
-def _ceiling(mode: ModeInput, half: _Half, nodes: Sequence[str]) -> list[InterventionRecord]:
+def _ceiling(mode: ModeInput, half: Half, nodes: Sequence[str]) -> list[InterventionRecord]:
     """Move the whole stream at exactly the circuit's hooks and roles to the contrast sample's."""
     whole = Coders("whole_stream", None, {})
     records = []
@@ -277,7 +241,11 @@ def _ceiling(mode: ModeInput, half: _Half, nodes: Sequence[str]) -> list[Interve
             if case.contrast.kind not in ("twin", "group") or not nodes:
                 continue
             places = sorted(
-                {(h, p) for h, role, _ in map(split_shared, nodes) for p in _positions(bench, c, h, role)}
+                {
+                    (h, p)
+                    for h, role, _ in map(split_shared, nodes)
+                    for p in positions_of_role(bench, c, h, role)
+                }
             )
             if not places:
                 continue
@@ -294,7 +262,7 @@ def _ceiling(mode: ModeInput, half: _Half, nodes: Sequence[str]) -> list[Interve
 
 
 def _sufficiency(
-    mode: ModeInput, half: _Half, coders: Coders, nodes: Sequence[str], sizes: Sequence[int]
+    mode: ModeInput, half: Half, coders: Coders, nodes: Sequence[str], sizes: Sequence[int]
 ) -> list[InterventionRecord]:
     """Give the passing twin the failing sample's values at the circuit's nodes: does it fail now?
 
@@ -343,7 +311,7 @@ def _given(bench: Bench, c: int, coders: Coders, nodes: Sequence[str]) -> Change
     settings = []
     for hook, role, feature in map(split_shared, nodes):
         stream = row_of(bench.captured.run, hook, c)
-        for p in _positions(bench, c, hook, role):
+        for p in positions_of_role(bench, c, hook, role):
             if places[p] >= 0 and bench.other_decomposed[hook][row][places[p]]:
                 value = float(coders.saes[hook].encode(stream[p].float())[feature])
                 settings.append(Setting(hook, places[p] + offset, feature, value))
@@ -351,7 +319,7 @@ def _given(bench: Bench, c: int, coders: Coders, nodes: Sequence[str]) -> Change
 
 
 def _edges(
-    mode: ModeInput, discovery: _Half, held_out: _Half, coders: Coders, nodes: Sequence[str]
+    mode: ModeInput, discovery: Half, held_out: Half, coders: Coders, nodes: Sequence[str]
 ) -> list[InterventionRecord]:
     """Edges between the frozen nodes, on the failures of both halves."""
     records = []
@@ -370,8 +338,8 @@ def _edges(
 
 def _matched(
     mode: ModeInput,
-    discovery: _Half,
-    held_out: _Half,
+    discovery: Half,
+    held_out: Half,
     coders: Coders,
     nodes: Sequence[str],
     size: int | None,
@@ -392,7 +360,7 @@ def _matched(
     return records
 
 
-def _active_nodes(half: _Half, coders: Coders) -> dict[tuple[str, str], list[str]]:
+def _active_nodes(half: Half, coders: Coders) -> dict[tuple[str, str], list[str]]:
     pool: dict[tuple[str, str], set[str]] = {}
     for bench in half.benches:
         for c, tables in enumerate(tabulate_all(bench, coders.saes)):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,13 +23,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evalkit.circuits import in_turn
 from evalkit.saes.coder import Sae
 
 PAIRS_PER_CHUNK = 1 << 14  # chosen: 16,384 gathered rows of d = 576 hold 38 MB
 IDENTITY_TOLERANCE = 1e-4  # chosen: float32 rounding of sums of some thousand terms, relative
-
-
-T = TypeVar("T")
 
 
 class Side(NamedTuple):
@@ -113,7 +111,7 @@ def tabulate(
     keep = torch.tensor([p for p, d in enumerate(decomposed) if d], dtype=torch.long)
     x, g = stream[keep].float(), gradient[keep].float()
     a = sae.encode(x)
-    bases = [_baseline(sae, a, keep, side) for side in sides]
+    bases = [baseline_of(sae, a, keep, side) for side in sides]
     active = a != 0
     for base in bases:
         active |= base != 0
@@ -216,22 +214,6 @@ def shortlist(tables: Sequence[Table], n: int) -> list[Place]:
     return [Place(int(hook[i]), int(i - starts[hook[i]])) for i in in_turn(rankings, n)]
 
 
-def in_turn(rankings: Sequence[Sequence[T]], n: int) -> list[T]:
-    """Each ranking's best in turn, without repetition, until `n` are found or all are exhausted."""
-    chosen: dict[T, None] = {}
-    queues = [iter(r) for r in rankings]
-    while queues and len(chosen) < n:
-        alive = []
-        for queue in queues:
-            best = next((i for i in queue if i not in chosen), None)
-            if best is not None:
-                alive.append(queue)
-                if len(chosen) < n:
-                    chosen[best] = None
-        queues = alive
-    return list(chosen)
-
-
 def _slopes(sae: Sae, x: Tensor, g: Tensor, at: Tensor, feature: Tensor) -> Float[Tensor, "candidate"]:
     """⟨W_dec[feature], g⟩ per candidate in float64, in nats per unit of activation."""
     scale = sae.output_scale(x)
@@ -243,7 +225,7 @@ def _slopes(sae: Sae, x: Tensor, g: Tensor, at: Tensor, feature: Tensor) -> Floa
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
-def _baseline(sae: Sae, a: Tensor, keep: Tensor, side: Side) -> Float[Tensor, "kept feature"]:
+def baseline_of(sae: Sae, a: Tensor, keep: Tensor, side: Side) -> Float[Tensor, "kept feature"]:
     """Feature values in the contrast sample at each kept position's counterpart.
 
     No counterpart: zero. A counterpart that is not decomposed: the sample's own value, so nothing moves.

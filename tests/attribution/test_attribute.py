@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
 from evalkit.attribution.cases import Case, Contrast, align, choose_contrast
-from evalkit.attribution.shortlist import in_turn, pooled, tabulate
+from evalkit.attribution.shortlist import pooled, tabulate
+from evalkit.circuits import in_turn
 from evalkit.models.resolve import resolve_model
 from evalkit.models.text import TextModel, open_text_model
 from evalkit.probes.choice import ChoiceProbe
