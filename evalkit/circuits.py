@@ -271,7 +271,7 @@ def n_to_decide(n: int, low: float, high: float, minimum: float) -> int:
     """
     half, centre = (high - low) / 2, (high + low) / 2
     gap = max(centre, minimum - centre)
-    return max(n + 1, math.ceil(n * (half / gap) ** 2))
+    return max(n + 1, math.ceil(n * (half / gap) ** 2 - 1e-9))
 
 
 def _n_to_decide_first(n: int, low: float, high: float) -> int:
