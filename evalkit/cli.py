@@ -367,6 +367,9 @@ def sae_train(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Positions to train on.")] = 1_000_000,
     width: Annotated[int, typer.Option("--width", min=2, help="Features per SAE.")] = 9216,
     k: Annotated[int, typer.Option("--k", min=1, help="Features active per position.")] = 32,
+    architecture: Annotated[
+        str, typer.Option("--architecture", help="topk, batchtopk (k on average), matryoshka (nested).")
+    ] = "topk",
     seed: Annotated[list[int], typer.Option("--seed", help="Seeds; several train side by side.")] = [0],  # noqa: B006
     batch: Annotated[int, typer.Option("--batch", min=1, help="Positions per step.")] = 512,
     lr: Annotated[float, typer.Option("--lr", help="Peak learning rate of Adam.")] = 1.5e-3,
@@ -379,7 +382,7 @@ def sae_train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     offline: OfflineOpt = False,
 ) -> None:
-    """Train TopK SAEs on a model's residual stream, all hooks and seeds in one pass, and judge them.
+    """Train SAEs on a model's residual stream, all hooks and seeds in one pass, and judge them.
 
     Example: evalkit sae train --hook layers.10 --hook layers.16 --tokens 3000000 --out my-saes
     """
@@ -395,6 +398,7 @@ def sae_train(
         k=k,
         batch=batch,
         lr=lr,
+        architecture=architecture,
         harvest_dtype=harvest_dtype,
         stored=stored,
         resume=resume,

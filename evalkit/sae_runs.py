@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from evalkit.errors import ConfigError
 from evalkit.models.cache import Progress, Step
@@ -36,6 +36,7 @@ class TrainOptions(NamedTuple):
     k: int
     batch: int
     lr: float
+    architecture: str
     harvest_dtype: str
     stored: str
     resume: bool
@@ -48,6 +49,8 @@ def train_for(options: TrainOptions, out_dir: Path, progress: Progress) -> list[
     Raises:
         EvalkitError: the model, the text, a hook or an option is wrong.
     """
+    if options.architecture not in get_args(SaeSpec.model_fields["architecture"].annotation):
+        raise ConfigError(f"--architecture {options.architecture}: not one of topk, batchtopk, matryoshka")
     if options.harvest_dtype not in ("float32", "bfloat16"):
         raise ConfigError(f"--harvest-dtype {options.harvest_dtype}: not one of float32, bfloat16")
     if options.stored not in ("float32", "float16", "int8"):
@@ -59,7 +62,7 @@ def train_for(options: TrainOptions, out_dir: Path, progress: Progress) -> list[
     for hook in options.hooks:
         model.layer_of(hook)
     specs = [
-        SaeSpec(hook=h, d_sae=options.width, k=options.k, seed=s)
+        SaeSpec(hook=h, d_sae=options.width, k=options.k, seed=s, architecture=options.architecture)  # type: ignore[arg-type]
         for s in options.seeds
         for h in options.hooks
     ]

@@ -2,7 +2,8 @@
 
 1. Build the corpus that the recipe describes.
 2. Harvest activations in a worker thread while the SAEs train in this one; both are checkpointed.
-3. Judge each SAE and its frozen-random floor on held-out text, in float32.
+3. Judge each SAE and its frozen-random floor on held-out text, in float32; with several seeds, how many
+   features the other seeds found again.
 4. Write each SAE with its card and, where the text's licence allows it, its feature evidence.
 """
 
@@ -23,6 +24,7 @@ from evalkit.saes.floors import frozen_random
 from evalkit.saes.harvest import ChunkStreams, ahead, chunk_streams, harvest
 from evalkit.saes.judging import Judged, Limits, evaluate
 from evalkit.saes.loaders.native import StoredDtype, load, save_native, write_card
+from evalkit.saes.stability import seed_stability
 from evalkit.saes.trainer import Trained
 from evalkit.saes.training import Progress, train
 from evalkit.saes.training_config import SaeSpec, TrainingConfig
@@ -82,10 +84,16 @@ def train_saes(
     held_out = list(chunk_streams(source.module, evenly(corpus.held_out, _HELD_OUT_CHUNKS), hooks))
     records = corpus_records(corpus_config, corpus)
     training = {**config.model_dump(), "harvest_dtype": harvest_dtype, "corpus": corpus_config.id}
+    stability: dict[str, float | None] = {}
+    for hook in hooks:
+        seeds = [one for one in trained if one.spec.hook == hook]
+        found = seed_stability([sae_of(one) for one in seeds])
+        stability |= {one.spec.name: share for one, share in zip(seeds, found, strict=True)}
     folders = []
     for one in trained:
         name = one.spec.hook if one.spec.seed == specs[0].seed else one.spec.name
-        folders.append(write_judged(source, one, records, held_out, training, out_dir / name, stored))
+        shared = stability[one.spec.name]
+        folders.append(write_judged(source, one, records, held_out, training, out_dir / name, stored, shared))
     return folders
 
 
@@ -99,14 +107,16 @@ def corpus_records(config: CorpusConfig, corpus: Corpus) -> tuple[CorpusRecord, 
 
 def sae_of(trained: Trained) -> Sae:
     """The canonical coder of a trained SAE."""
+    per_position = trained.spec.architecture == "topk"
     return Sae(
-        architecture="topk",
+        architecture="topk" if per_position else "batchtopk",
         hook=trained.spec.hook,
         W_enc=trained.W_enc,
         b_enc=trained.b_enc,
         W_dec=trained.W_dec,
         b_dec=trained.b_dec,
-        k=trained.spec.k,
+        k=trained.spec.k if per_position else None,
+        threshold=None if trained.threshold is None else torch.tensor(trained.threshold),
         subtract_b_dec=True,
     )
 
@@ -119,13 +129,14 @@ def write_judged(
     training: dict[str, Any],
     folder: Path,
     stored: StoredDtype,
+    stability: float | None = None,
 ) -> Path:
     """Writes the SAE, judges what was written (rounding included), and adds card and feature evidence."""
     save_native(sae_of(trained), folder, stored=stored)
     sae = load(folder, None)
     limits = Limits(trained.norm_limit)
     judged = judge(source.module, sae, limits, held_out)
-    write_card(_card(source, trained, sae, corpus, training, stored, judged), folder)
+    write_card(_card(source, trained, sae, corpus, training, stored, judged, stability), folder)
     allowed = {record.name for record in corpus if record.licence in _SHIPPABLE}
     shown = [streams for streams in held_out if streams.chunk.source in allowed]
     if shown:
@@ -145,6 +156,7 @@ def _card(
     training: dict[str, Any],
     stored: StoredDtype,
     judged: dict[str, Judged],
+    stability: float | None,
 ) -> SaeCard:
     found, floor = judged["sae"], judged["random"]
     return SaeCard(
@@ -154,7 +166,7 @@ def _card(
         architecture=sae.architecture,
         d_model=sae.d_model,
         d_sae=sae.d_sae,
-        k=sae.k,
+        k=trained.spec.k,
         seed=trained.spec.seed,
         n_tokens_trained=trained.n_tokens,
         n_tokens_evaluated=found.n_tokens,
@@ -165,7 +177,13 @@ def _card(
         quality_by_source=found.by_source,
         norm_limit=trained.norm_limit,
         excluded_positions=Limits(trained.norm_limit).excluded_positions,
-        training={**training, "n_steps": trained.n_steps},
+        seed_stability=stability,
+        training={
+            **training,
+            "n_steps": trained.n_steps,
+            "architecture": trained.spec.architecture,
+            "prefixes": list(trained.spec.prefixes),
+        },
         notes=(f"Cross-entropy on {found.n_tokens_ce} predicted tokens, float32.",),
     )
 

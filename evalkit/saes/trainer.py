@@ -1,22 +1,26 @@
-"""One TopK SAE in training: parameters, optimiser state, and a step whose gradients are sparse.
+"""One SAE in training: parameters, optimiser state, and a step whose gradients are sparse.
 
 1. The first block of activations fixes the norm limit (positions above it are attention sinks and are
    dropped), the decoder bias (mean) and the input scale (unit variance per coordinate).
-2. Encode: the pre-activations of all latents choose the k largest (in bfloat16 where asked for); the
-   chosen ones are computed again in float32.
-3. Decode with one gather-and-sum over the k chosen decoder rows.
+2. Encode: the pre-activations of all latents choose the k largest of each position (`topk`), or k per
+   position on average over the batch (`batchtopk`, `matryoshka`), in bfloat16 where asked for; the chosen
+   ones are computed again in float32.
+3. Decode with one gather-and-sum over the chosen decoder rows; for `matryoshka` once per prefix of latents,
+   each of which must reconstruct the stream by itself.
 4. Gradients of the chosen rows only, summed per latent by a second gather-and-sum.
 5. AuxK: latents that have not fired for long reconstruct what is left over; its gradient reaches the
    encoder as well as the decoder.
 6. Adam; decoder rows are kept at unit norm.
 
-Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", sections 2.3 and A.2 (TopK, AuxK).
+Source: Gao et al. 2024, "Scaling and evaluating sparse autoencoders", sections 2.3 and A.2 (TopK, AuxK);
+Bussmann et al. 2024, "BatchTopK sparse autoencoders"; Bussmann et al. 2025, "Learning multi-level features
+with Matryoshka SAEs".
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +28,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evalkit.saes.training_config import SaeSpec, TrainingConfig
+
+SPARE = (
+    8  # chosen: of 8 k candidates per position a batch's k per position on average are nearly always found
+)
+THRESHOLD_RATE = 0.01  # chosen, as in sae-lens `batchtopk_sae.py`: weight of a batch in the running threshold
 
 
 class Trained(NamedTuple):
@@ -37,45 +46,62 @@ class Trained(NamedTuple):
     norm_limit: float
     n_tokens: int
     n_steps: int
+    threshold: float | None = None
+    """`batchtopk` and `matryoshka`: in units of the raw pre-activation."""
+
+
+class Chosen(NamedTuple):
+    """The latents that are on, position by position."""
+
+    indices: Int[Tensor, "pos k"] | Int[Tensor, "on"]
+    """Flat, with `offsets`, where positions have different numbers."""
+    offsets: Int[Tensor, "pos"] | None
+    """First entry of each position."""
+    rows: Int[Tensor, "on"]
+    """Position of each entry of the flattened `indices`."""
 
 
 def row_dots(
-    table: Float[Tensor, "feature d_model"], indices: Int[Tensor, "pos k"], rows: Float[Tensor, "pos d_model"]
-) -> Float[Tensor, "pos k"]:
+    table: Float[Tensor, "feature d_model"],
+    indices: Int[Tensor, "pos k"] | Int[Tensor, "on"],
+    rows: Float[Tensor, "pos d_model"],
+    offsets: Int[Tensor, "pos"] | None = None,
+) -> Float[Tensor, "pos k"] | Float[Tensor, "on"]:
     """⟨table[indices[p, j]], rows[p]⟩ without materialising the gathered rows."""
     ones = torch.ones(indices.shape, dtype=table.dtype, requires_grad=True)
     with torch.enable_grad():
-        total = F.embedding_bag(indices, table.detach(), per_sample_weights=ones, mode="sum")
+        total = F.embedding_bag(indices, table.detach(), offsets, per_sample_weights=ones, mode="sum")
         (dots,) = torch.autograd.grad(total, ones, rows)
     return dots
 
 
 def sparse_sum(
-    table: Float[Tensor, "feature d_model"], indices: Int[Tensor, "pos k"], weights: Float[Tensor, "pos k"]
+    table: Float[Tensor, "feature d_model"],
+    indices: Int[Tensor, "pos k"] | Int[Tensor, "on"],
+    weights: Float[Tensor, "pos k"] | Float[Tensor, "on"],
+    offsets: Int[Tensor, "pos"] | None = None,
 ) -> Float[Tensor, "pos d_model"]:
     """Σ_j weights[p, j] · table[indices[p, j]]: the k-sparse decode."""
-    return F.embedding_bag(indices, table, per_sample_weights=weights, mode="sum")
+    return F.embedding_bag(indices, table, offsets, per_sample_weights=weights, mode="sum")
 
 
 class _Scatter:
     """Sums per latent over the positions at which it was chosen; the ordering is shared by its calls."""
 
-    def __init__(self, indices: Int[Tensor, "pos k"], n_features: int) -> None:
-        flat = indices.reshape(-1)
+    def __init__(self, chosen: Chosen, n_features: int) -> None:
+        flat = chosen.indices.reshape(-1)
         self.order = torch.argsort(flat, stable=True)
         counts = torch.bincount(flat, minlength=n_features)
         self.offsets = counts.cumsum(0) - counts
-        self.rows = self.order // indices.shape[1]
+        self.rows = chosen.rows[self.order]
         self.flat = flat
 
-    def outer(
-        self, weights: Float[Tensor, "pos k"], rows: Float[Tensor, "pos d_model"]
-    ) -> Float[Tensor, "feature d_model"]:
+    def outer(self, weights: Tensor, rows: Float[Tensor, "pos d_model"]) -> Float[Tensor, "feature d_model"]:
         """Σ_p weights[p, j] · rows[p] for each latent."""
         ordered = weights.reshape(-1)[self.order]
         return F.embedding_bag(self.rows, rows, self.offsets, mode="sum", per_sample_weights=ordered)
 
-    def total(self, weights: Float[Tensor, "pos k"]) -> Float[Tensor, " feature"]:
+    def total(self, weights: Tensor) -> Float[Tensor, " feature"]:
         """Σ_p weights[p, j] for each latent."""
         total = torch.zeros(self.offsets.shape[0], dtype=weights.dtype)
         return total.index_add_(0, self.flat, weights.reshape(-1))
@@ -89,11 +115,14 @@ class Gradients(NamedTuple):
     W_dec: Float[Tensor, "feature d_model"]
     b_dec: Float[Tensor, " d_model"]
     error: Float[Tensor, "pos d_model"]
-    fired: Int[Tensor, "pos k"]
+    fired: Tensor
+    """Latents that were on, and −1 for each that was chosen below zero."""
+    weakest: float
+    """Smallest activation that was chosen."""
 
 
-class TopKTrainer:
-    """Parameters, optimiser state and step of one TopK SAE, in scaled units (rows are latents)."""
+class SaeTrainer:
+    """Parameters, optimiser state and step of one SAE, in scaled units (rows are latents)."""
 
     def __init__(self, spec: SaeSpec, config: TrainingConfig, first: Float[Tensor, "pos d_model"]) -> None:
         self.spec, self.config = spec, config
@@ -114,6 +143,7 @@ class TopKTrainer:
         self.silent_tokens = torch.zeros(spec.d_sae, dtype=torch.int64)
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, fused=True)
         self.n_tokens = self.n_steps = 0
+        self.threshold: float | None = None
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -132,28 +162,60 @@ class TopKTrainer:
             return torch.addmm(self.b_enc.to(low), centred.to(low), self.W_enc.to(low).T)
         return torch.addmm(self.b_enc, centred, self.W_enc.T)
 
+    def choose(self, pre: Float[Tensor, "pos feature"]) -> Chosen:
+        """The latents that are on: k at each position, or the k · positions largest of the whole batch."""
+        n, k = pre.shape[0], self.spec.k
+        if self.spec.architecture == "topk":
+            rows = torch.arange(n).repeat_interleave(k)
+            return Chosen(pre.topk(k, dim=-1, sorted=False).indices, None, rows)
+        spare = min(SPARE * k, pre.shape[1])
+        best = pre.topk(spare, dim=-1, sorted=False)
+        on = best.values.flatten().topk(n * k, sorted=False).indices.sort().values
+        rows, indices = on // spare, best.indices.flatten()[on]
+        counts = torch.bincount(rows, minlength=n)
+        if spare < pre.shape[1] and int(counts.max()) == spare:  # some position may want still more
+            on = pre.flatten().topk(n * k, sorted=False).indices.sort().values
+            rows, indices = on // pre.shape[1], on % pre.shape[1]
+            counts = torch.bincount(rows, minlength=n)
+        return Chosen(indices, counts.cumsum(0) - counts, rows)
+
     def gradients(self, x: Float[Tensor, "pos d_model"]) -> Gradients:
-        """Gradients of mean ‖x − x̂‖² / d_model + aux_coefficient · AuxK at scaled activations `x`."""
+        """Gradients of the loss at scaled activations `x`.
+
+        loss = mean over prefixes of mean ‖x − x̂_prefix‖² / d_model, + aux_coefficient · AuxK; all
+        architectures but `matryoshka` have one prefix, which is the whole SAE.
+        """
         centred = x - self.b_dec
         pre = self.pre_activations(centred)
-        chosen = pre.topk(self.spec.k, dim=-1, sorted=False).indices
+        chosen = self.choose(pre)
         values, gate = self._exact(centred, chosen)
-        error = x - self.b_dec - sparse_sum(self.W_dec, chosen, values)
-        upstream = error * (-2.0 / (x.shape[0] * self.d_model))
         scatter = _Scatter(chosen, self.spec.d_sae)
-        to_pre = row_dots(self.W_dec, chosen, upstream) * gate
-        W_dec, W_enc = scatter.outer(values, upstream), scatter.outer(to_pre, centred)
-        b_enc = scatter.total(to_pre)
+        errors = [
+            centred - sparse_sum(self.W_dec, chosen.indices, values * (chosen.indices < end), chosen.offsets)
+            for end in self.spec.prefixes
+        ]
+        W_dec, to_pre = torch.zeros_like(self.W_dec), torch.zeros_like(values)
+        upstream, last = torch.zeros_like(x), self.spec.d_sae
+        per_element = -2.0 / (x.numel() * len(errors))
+        for error, first in zip(reversed(errors), reversed((0, *self.spec.prefixes[:-1])), strict=True):
+            upstream = upstream + error * per_element  # of every prefix that holds latents first … last
+            mine = (chosen.indices >= first) & (chosen.indices < last)
+            W_dec += scatter.outer(values * mine, upstream)
+            to_pre += row_dots(self.W_dec, chosen.indices, upstream, chosen.offsets) * (gate & mine)
+            last = first
+        W_enc, b_enc = scatter.outer(to_pre, centred), scatter.total(to_pre)
         b_dec = upstream.sum(0) - b_enc @ self.W_enc
         dead = self.dead
         if self.config.aux_coefficient and bool(dead.any()):
-            aux = self._aux_gradients(centred, pre, error, dead)
+            aux = self._aux_gradients(centred, pre, errors[-1], dead)
             W_dec, W_enc, b_enc = W_dec + aux[0], W_enc + aux[1], b_enc + aux[2]
-        return Gradients(W_enc, b_enc, W_dec, b_dec, error, torch.where(gate, chosen, -1))
+        fired = torch.where(gate, chosen.indices, -1)
+        weakest = float(values[gate].min()) if bool(gate.any()) else 0.0
+        return Gradients(W_enc, b_enc, W_dec, b_dec, errors[-1], fired, weakest)
 
-    def _exact(self, centred: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def _exact(self, centred: Tensor, chosen: Chosen) -> tuple[Tensor, Tensor]:
         """Activations of the chosen latents in float32, and whether each is above zero."""
-        pre = row_dots(self.W_enc, chosen, centred) + self.b_enc[chosen]
+        pre = row_dots(self.W_enc, chosen.indices, centred, chosen.offsets) + self.b_enc[chosen.indices]
         return pre.relu(), pre > 0
 
     def _aux_gradients(
@@ -166,12 +228,13 @@ class TopKTrainer:
         rows = slice(None, None, self.config.aux_every)
         centred, target = centred[rows], error[rows]
         k = min(self.config.k_aux, int(dead.sum()))
-        chosen = pre[rows].masked_fill(~dead, -torch.inf).topk(k, dim=-1, sorted=False).indices
+        indices = pre[rows].masked_fill(~dead, -torch.inf).topk(k, dim=-1, sorted=False).indices
+        chosen = Chosen(indices, None, torch.arange(len(indices)).repeat_interleave(k))
         values, gate = self._exact(centred, chosen)
-        left = target - sparse_sum(self.W_dec, chosen, values)
+        left = target - sparse_sum(self.W_dec, indices, values)
         upstream = left * (-2.0 * self.config.aux_coefficient / target.pow(2).sum().clamp_min(1e-12))
         scatter = _Scatter(chosen, self.spec.d_sae)
-        to_pre = row_dots(self.W_dec, chosen, upstream) * gate
+        to_pre = row_dots(self.W_dec, indices, upstream) * gate
         return scatter.outer(values, upstream), scatter.outer(to_pre, centred), scatter.total(to_pre)
 
     def step(self, raw: Float[Tensor, "pos d_model"], lr: float) -> float:
@@ -187,15 +250,19 @@ class TopKTrainer:
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=-1, keepdim=True))
         self.silent_tokens += x.shape[0]
         self.silent_tokens[found.fired[found.fired >= 0]] = 0
+        if self.spec.architecture != "topk":
+            before = found.weakest if self.threshold is None else self.threshold
+            self.threshold = before + THRESHOLD_RATE * (found.weakest - before)
         self.n_tokens += x.shape[0]
         self.n_steps += 1
         return 1 - float(found.error.pow(2).sum() / (x - x.mean(0)).pow(2).sum())
 
     def folded(self) -> Trained:
-        """The SAE in raw units: TopK is free of scale, so only the biases are divided by it."""
+        """The SAE in raw units: choosing is free of scale, so only biases and threshold are divided by it."""
+        threshold = None if self.threshold is None else self.threshold / self.scale
         return Trained(
             self.spec, self.W_enc.T.clone().contiguous(), self.b_enc / self.scale, self.W_dec.clone(),
-            self.b_dec / self.scale, self.norm_limit, self.n_tokens, self.n_steps,
+            self.b_dec / self.scale, self.norm_limit, self.n_tokens, self.n_steps, threshold,
         )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
@@ -208,15 +275,16 @@ class TopKTrainer:
             tensors[f"{name}.exp_avg_sq"] = moments["exp_avg_sq"]
         return tensors
 
-    def scalars(self) -> dict[str, float | int]:
+    def scalars(self) -> dict[str, float | int | None]:
         """What a resumed run needs besides `state`."""
-        names = ("scale", "norm_limit", "n_tokens", "n_steps")
+        names = ("scale", "norm_limit", "n_tokens", "n_steps", "threshold")
         return {name: getattr(self, name) for name in names}
 
-    def load(self, tensors: dict[str, Tensor], scalars: dict[str, float | int]) -> None:
+    def load(self, tensors: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         """Takes the state that `state` and `scalars` gave."""
         self.scale, self.norm_limit = float(scalars["scale"]), float(scalars["norm_limit"])
         self.n_tokens, self.n_steps = int(scalars["n_tokens"]), int(scalars["n_steps"])
+        self.threshold = scalars.get("threshold")
         self.silent_tokens.copy_(tensors["silent_tokens"])
         for name, parameter in zip(("W_enc", "b_enc", "W_dec", "b_dec"), self.parameters, strict=True):
             parameter.copy_(tensors[name])

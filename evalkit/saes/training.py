@@ -1,4 +1,4 @@
-"""Trains TopK SAEs for several hooks (or seeds) in one pass over a stream of activations.
+"""Trains SAEs for several hooks (or seeds) in one pass over a stream of activations.
 
 1. Each block of activations is put into an order set by seed and block number, divided evenly into
    batches, and every SAE takes a step on each (`trainer`).
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evalkit.errors import SaeError
-from evalkit.saes.trainer import TopKTrainer, Trained
+from evalkit.saes.trainer import SaeTrainer, Trained
 from evalkit.saes.training_config import SaeSpec, TrainingConfig, learning_rate
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -61,7 +61,7 @@ def train(
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / CHECKPOINT
-    trainers: list[TopKTrainer] = []
+    trainers: list[SaeTrainer] = []
     n_block = n_tokens = saved_at = 0
     if resume and path.is_file():
         trainers, n_block, n_tokens = _load(path, specs, config)
@@ -75,7 +75,7 @@ def train(
                 "add text or lower n_tokens"
             )
         if not trainers:
-            trainers = [TopKTrainer(spec, config, block[spec.hook].float()) for spec in specs]
+            trainers = [SaeTrainer(spec, config, block[spec.hook].float()) for spec in specs]
         n_tokens += _train_block(trainers, block, n_block, n_tokens, config, progress)
         n_block += 1
         if n_tokens - saved_at >= config.checkpoint_every_tokens or n_tokens >= config.n_tokens:
@@ -85,7 +85,7 @@ def train(
 
 
 def _train_block(
-    trainers: list[TopKTrainer],
+    trainers: list[SaeTrainer],
     block: dict[str, Tensor],
     n_block: int,
     n_before: int,
@@ -112,7 +112,7 @@ def _train_block(
     return n_positions
 
 
-def _save(path: Path, trainers: list[TopKTrainer], n_block: int, n_tokens: int) -> None:
+def _save(path: Path, trainers: list[SaeTrainer], n_block: int, n_tokens: int) -> None:
     tensors = {
         f"{trainer.spec.name}/{name}": tensor.contiguous()
         for trainer in trainers
@@ -129,7 +129,7 @@ def _save(path: Path, trainers: list[TopKTrainer], n_block: int, n_tokens: int) 
     half.replace(path)
 
 
-def _load(path: Path, specs: Sequence[SaeSpec], config: TrainingConfig) -> tuple[list[TopKTrainer], int, int]:
+def _load(path: Path, specs: Sequence[SaeSpec], config: TrainingConfig) -> tuple[list[SaeTrainer], int, int]:
     trainers = []
     with safe_open(path, framework="pt") as file:
         state = json.loads((file.metadata() or {})["evalkit"])
@@ -140,7 +140,7 @@ def _load(path: Path, specs: Sequence[SaeSpec], config: TrainingConfig) -> tuple
         for spec, scalars in zip(specs, state["scalars"], strict=True):
             names = [name for name in file.keys() if name.startswith(f"{spec.name}/")]  # noqa: SIM118
             tensors = {name.split("/", 1)[1]: file.get_tensor(name) for name in names}
-            trainer = TopKTrainer(spec, config, torch.eye(2, tensors["b_dec"].shape[0]))
+            trainer = SaeTrainer(spec, config, torch.eye(2, tensors["b_dec"].shape[0]))
             trainer.load(tensors, scalars)
             trainers.append(trainer)
     return trainers, state["n_block"], state["n_tokens"]

@@ -20,6 +20,19 @@ class SaeSpec(Record):
     """Latents active per position."""
     seed: int = 0
     """Seed of the initial directions."""
+    architecture: Literal["topk", "batchtopk", "matryoshka"] = "topk"
+    """`topk`: k latents at every position. `batchtopk`: k on average over a batch, one threshold afterwards.
+    `matryoshka`: the same, and the first latents alone must reconstruct as well (`prefixes`)."""
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Numbers of first latents that must reconstruct the stream by themselves; all of them at the end.
+
+        Halved four times for `matryoshka`: chosen after Bussmann et al. 2025, "Learning multi-level
+        features with Matryoshka SAEs", which doubles nested widths.
+        """
+        halvings = range(4, 0, -1) if self.architecture == "matryoshka" else ()
+        return tuple(dict.fromkeys(max(self.d_sae >> n, 1) for n in (*halvings, 0)))
 
     @property
     def name(self) -> str:

@@ -37,9 +37,10 @@ def test_saes_are_trained_judged_and_written_with_their_cards(
     module = AutoModelForCausalLM.from_pretrained(llama_dir, dtype=torch.float32).eval()
     source = Source(module, tiny_tokenizer(), "tiny", "a" * 64)
     specs = [SaeSpec(hook=hook, d_sae=96, k=8) for hook in ("layers.1", "layers.2")]
+    specs.append(SaeSpec(hook="layers.2", d_sae=96, k=8, seed=1))
     config = TrainingConfig(n_tokens=6_000, batch=128, lr=3e-3, warmup_tokens=500, dead_after_tokens=2_000)
     folders = train_saes(source, recipe(licence), specs, config, tmp_path / "out", base=tmp_path)
-    assert [folder.name for folder in folders] == ["layers.1", "layers.2"]
+    assert [folder.name for folder in folders] == ["layers.1", "layers.2", "layers.2.seed1"]
     for folder, spec in zip(folders, specs, strict=True):
         sae = load_sae(folder, spec.hook, d_model=32, n_layers=4)
         card = sae.card
@@ -53,11 +54,12 @@ def test_saes_are_trained_judged_and_written_with_their_cards(
         assert card.quality.explained_variance is not None
         assert card.random_floor.explained_variance is not None
         assert card.quality.explained_variance > card.random_floor.explained_variance + 0.1
+        assert (card.seed_stability is None) == (spec.hook == "layers.1"), "one seed: not measured"
         assert card.training["lr"] == 3e-3
         assert card.n_tokens_trained is not None
         assert card.n_tokens_trained >= 6_000
         assert (read_evidence(folder) is not None) == has_evidence
-    saes = [load_sae(folder, None) for folder in folders]
+    saes = [load_sae(folder, None) for folder in folders[:2]]
     again = judge_saes(source, saes, recipe(licence), base=tmp_path)
     for sae, judged in zip(saes, again, strict=True):
         assert sae.card is not None

@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evalkit.errors import SaeError
-from evalkit.saes.trainer import TopKTrainer, row_dots, sparse_sum
+from evalkit.saes.coder import Sae
+from evalkit.saes.train_run import sae_of
+from evalkit.saes.trainer import SaeTrainer, row_dots, sparse_sum
 from evalkit.saes.training import CHECKPOINT, train
 from evalkit.saes.training_config import SaeSpec, TrainingConfig, learning_rate
 
 D, N_FEATURES, K = 24, 60, 4
+ARCHITECTURES = ("topk", "batchtopk", "matryoshka")
 
 
 def dictionary(n: int = N_FEATURES) -> Tensor:
@@ -36,26 +39,28 @@ def planted(
         number += 1
 
 
-def trainer(**changes: object) -> tuple[TopKTrainer, Tensor]:
+def trainer(architecture: str = "topk", **changes: object) -> tuple[SaeTrainer, Tensor]:
     config = TrainingConfig(**{"n_tokens": 10_000, "aux_every": 1, "k_aux": 7, **changes})  # type: ignore[arg-type]
     first = next(planted(0))["layers.0"]
-    spec = SaeSpec(hook="layers.0", d_sae=N_FEATURES, k=K)
-    made = TopKTrainer(spec, config, first)
+    spec = SaeSpec(hook="layers.0", d_sae=N_FEATURES, k=K, architecture=architecture)  # type: ignore[arg-type]
+    made = SaeTrainer(spec, config, first)
     made.W_enc += 0.1 * torch.randn(made.W_enc.shape, generator=torch.Generator().manual_seed(5))
     made.b_enc += 0.1 * torch.randn(made.b_enc.shape, generator=torch.Generator().manual_seed(6))
     return made, first[:64] * made.scale
 
 
-def dense_loss(made: TopKTrainer, x: Tensor, parameters: list[Tensor], dead: Tensor | None) -> Tensor:
-    """The loss of `TopKTrainer.gradients`, written with dense tensors for autograd."""
+def dense_loss(made: SaeTrainer, x: Tensor, parameters: list[Tensor], dead: Tensor | None) -> Tensor:
+    """The loss of `SaeTrainer.gradients`, written with dense tensors for autograd."""
     W_enc, b_enc, W_dec, b_dec = parameters
     pre = (x - b_dec) @ W_enc.T + b_enc
-    values, indices = pre.topk(K, dim=-1)
-    z = torch.zeros_like(pre).scatter(-1, indices, values.relu())
-    error = x - (z @ W_dec + b_dec)
-    loss = error.pow(2).sum() / (x.shape[0] * D)
+    kept = pre.topk(K, dim=-1).values.min(-1, keepdim=True).values
+    if made.spec.architecture != "topk":
+        kept = pre.flatten().topk(K * x.shape[0]).values.min()
+    z = (pre * (pre >= kept)).relu()
+    errors = [x - (z[:, :end] @ W_dec[:end] + b_dec) for end in made.spec.prefixes]
+    loss = torch.stack([e.pow(2).sum() / (x.shape[0] * D) for e in errors]).mean()
     if dead is not None:
-        target = error.detach()
+        target = errors[-1].detach()
         aux_pre = ((x - b_dec.detach()) @ W_enc.T + b_enc).masked_fill(~dead, -torch.inf)
         values, indices = aux_pre.topk(min(7, int(dead.sum())), dim=-1)
         z = torch.zeros_like(pre).scatter(-1, indices, values.relu())
@@ -63,15 +68,61 @@ def dense_loss(made: TopKTrainer, x: Tensor, parameters: list[Tensor], dead: Ten
     return loss
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("n_dead", [0, 3, 40])
-def test_sparse_gradients_equal_dense_autograd(n_dead: int) -> None:
-    made, x = trainer()
+def test_sparse_gradients_equal_dense_autograd(n_dead: int, architecture: str) -> None:
+    made, x = trainer(architecture)
     made.silent_tokens[:n_dead] = made.config.dead_after_tokens
     parameters = [p.clone().requires_grad_() for p in made.parameters]
     dense_loss(made, x, parameters, made.dead if n_dead else None).backward()
     for found, parameter in zip(made.gradients(x)[:4], parameters, strict=True):
         assert parameter.grad is not None
         torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_a_batch_holds_k_latents_per_position_on_average_however_they_crowd() -> None:
+    made, _ = trainer("batchtopk")
+    pre = torch.rand(8, N_FEATURES, generator=torch.Generator().manual_seed(1))
+    pre[2] += 10  # one position wants them all: more than the spare candidates hold
+    chosen = made.choose(pre)
+    on = torch.zeros_like(pre).bool()
+    on[chosen.rows, chosen.indices] = True
+    expected = torch.zeros_like(pre).flatten()
+    expected[pre.flatten().topk(8 * K).indices] = 1
+    assert torch.equal(on, expected.reshape(pre.shape).bool())
+    assert chosen.offsets is not None
+    assert chosen.offsets.tolist() == (on.sum(1).cumsum(0) - on.sum(1)).tolist()
+
+
+def test_the_first_latents_of_a_matryoshka_reconstruct_by_themselves(tmp_path: Path) -> None:
+    config = TrainingConfig(
+        n_tokens=100_000, batch=256, lr=3e-3, warmup_tokens=2_000, dead_after_tokens=5_000
+    )
+    x = next(planted(9_999))["layers.0"]
+
+    def left(sae: Sae, n: int) -> float:
+        z = sae.encode(x)
+        error = x - (z[:, :n] @ sae.W_dec[:n] + sae.b_dec)
+        return float(error.pow(2).sum() / (x - x.mean(0)).pow(2).sum())
+
+    found = {}
+    for architecture in ("batchtopk", "matryoshka"):
+        spec = SaeSpec(hook="layers.0", d_sae=128, k=K, architecture=architecture)  # type: ignore[arg-type]
+        found[architecture] = sae_of(train(planted, [spec], tmp_path / architecture, config)[0])
+    assert left(found["matryoshka"], 64) < 0.8 * left(found["batchtopk"], 64)
+    assert left(found["matryoshka"], 128) < 0.3
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka"])
+def test_the_learned_threshold_keeps_about_k_latents_on_unseen_data(
+    architecture: str, tmp_path: Path
+) -> None:
+    config = TrainingConfig(n_tokens=100_000, batch=256, lr=3e-3, warmup_tokens=2_000)
+    spec = SaeSpec(hook="layers.0", d_sae=N_FEATURES, k=2, architecture=architecture)  # type: ignore[arg-type]
+    sae = sae_of(train(planted, [spec], tmp_path, config)[0])
+    l0 = float((sae.encode(next(planted(9_999))["layers.0"]) != 0).float().sum(-1).mean())
+    assert sae.architecture == "batchtopk"
+    assert l0 == pytest.approx(2, rel=0.15)
 
 
 def test_the_gradient_of_auxk_reaches_the_encoder_of_dead_latents() -> None:
@@ -149,6 +200,7 @@ class _Interrupted(Exception):
 def test_a_resumed_run_equals_one_that_was_never_interrupted(tmp_path: Path) -> None:
     hooks = ("layers.0", "layers.1")
     specs = [SaeSpec(hook=hook, d_sae=N_FEATURES, k=K, seed=seed) for hook in hooks for seed in (0, 1)]
+    specs.append(SaeSpec(hook=hooks[0], d_sae=N_FEATURES, k=K, seed=2, architecture="batchtopk"))
     config = TrainingConfig(
         n_tokens=12_000, batch=200, warmup_tokens=1_000, dead_after_tokens=500, checkpoint_every_tokens=3_000
     )
@@ -169,6 +221,7 @@ def test_a_resumed_run_equals_one_that_was_never_interrupted(tmp_path: Path) -> 
     for a, b in zip(whole, resumed, strict=True):
         assert a.n_steps == b.n_steps
         assert a.norm_limit == b.norm_limit
+        assert a.threshold == b.threshold
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
     assert not torch.equal(whole[0].W_dec, whole[1].W_dec)
