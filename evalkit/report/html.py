@@ -78,7 +78,7 @@ def _contents(view: ReportView) -> tuple[Entry, ...]:
         Entry("s1", "1", "Summary", ()),
         Entry("s2", "2", "Object of the audit", ()),
         Entry("s3", "3", "Scope and threat model", ()),
-        Entry("s4", "4", "Method", ()),
+        Entry("s4", "4", "Method", (("s4-calibration", "Was the instrument calibrated?"),)),
         Entry("s5", "5", "Environment", ()),
         Entry(
             "s6",

@@ -256,6 +256,16 @@ class Causes(NamedTuple):
     features_note: str
 
 
+class Instrument(NamedTuple):
+    """Section 4: what is known of the method itself."""
+
+    lead: tuple[str, ...]
+    sound: bool
+    """True: every expectation of the calibration holds."""
+    tables: tuple[Table, ...]
+    not_shown: tuple[str, ...]
+
+
 class ReportView(NamedTuple):
     """Everything that the report prints."""
 
@@ -276,6 +286,7 @@ class ReportView(NamedTuple):
     method_notes: tuple[Definition, ...]
     probes: tuple[ProbeMethod, ...]
     scorers: Table
+    instrument: Instrument
     environment: tuple[Fact, ...]
     packages: Table | None
     results: Findings

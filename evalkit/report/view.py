@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
+from evalkit.calibrated import Calibration, shipped
 from evalkit.records import GateReport, Manifest, Plan, Results, json_text
 from evalkit.report import closing, front, methods, summary, text
 from evalkit.report.causes import causes
 from evalkit.report.findings import findings
+from evalkit.report.instrument import instrument
 from evalkit.report.nouns import Inputs, ReportView
 
 __all__ = ["ReportView", "build_view"]
@@ -20,6 +22,7 @@ def build_view(
     gate: GateReport | None = None,
     *,
     results_sha256: str | None = None,
+    calibration: Calibration | None = None,
 ) -> ReportView:
     """Every sentence, figure and number of the report, formatted.
 
@@ -28,6 +31,7 @@ def build_view(
         plan: adds methods, items and thresholds; without it they print NOT STATED.
         manifest: adds the environment if the results lack it.
         gate: verdicts; without it those stored in the results.
+        calibration: figures of the instrument; default: those shipped with this version.
         results_sha256: digest of results.json as it lies on disk; default: of `json_text(results)`.
     """
     sha256 = results_sha256 or hashlib.sha256(json_text(results).encode()).hexdigest()
@@ -50,6 +54,7 @@ def build_view(
         method_notes=methods.NOTES,
         probes=methods.probes(inputs),
         scorers=methods.scorers(inputs),
+        instrument=instrument(inputs, calibration or shipped()),
         environment=methods.environment(inputs),
         packages=methods.packages(inputs),
         results=findings(inputs),
