@@ -1,27 +1,33 @@
 """From stored failures to attributions and mode circuits, each written down as soon as it is measured.
 
-1. every failure gets its pair, its contrast baseline and its place in a batch (or the reason why not);
-2. batches of failures go through `attribution.attribute_batch`; finished ones are not repeated;
-3. per probe, the circuit that its failures share is chosen and tested by `attribution.measure_mode`;
-4. circuits that the plan wants derived again go through `attribution.measure_multiverse`.
+1. a sweep over hooks and position roles locates the discovery half's failures, and with `hook: auto`
+   chooses the SAEs that are used;
+2. every failure gets its pair, its contrast baseline and its place in a batch (or the reason why not);
+3. batches of failures go through `attribution.attribute_batch`; finished ones are not repeated;
+4. per probe, the circuit that its failures share is chosen and tested by `attribution.measure_mode`;
+5. circuits that the plan wants derived again go through `attribution.measure_multiverse`.
 
 Batches do not depend on interruptions, so that a resumed run ends with the same numbers.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from evalkit import planning
-from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
+from evalkit.attribution.attribute import Attributed, Coders, attribute_batch, has_baseline
 from evalkit.attribution.capture import decomposed_rows
 from evalkit.attribution.cases import Case, choose_contrast
+from evalkit.attribution.locate import sweep
 from evalkit.attribution.modes import ModeInput, measure_mode, twin_case
 from evalkit.attribution.multiverse import MultiverseInput, measure_multiverse
 from evalkit.circuits import mode_circuits
+from evalkit.located import choose_hooks, hooks_in_use, located
 from evalkit.models.cache import Progress, Step
 from evalkit.multiverse import best_of_headline, cells, context_failures, sizes_of, splits, why_not
 from evalkit.planning import Prepared
@@ -43,6 +49,54 @@ ItemT = TypeVar("ItemT")
 DoneT = TypeVar("DoneT")
 
 FAILURES_PER_BATCH = 8  # chosen: the cache of 8 prompts and their interventions stays under 1 GB
+
+
+def locate(prepared: Prepared, store: RunStore, progress: Progress) -> Prepared:
+    """Sweep where failures live, once per run; gives back the audit with the SAEs that are used.
+
+    The sweep comes before the first attribution and is made again if none was finished. The choice
+    follows from what the ledger holds, so a resumed run chooses the same.
+    """
+    if not prepared.saes:
+        return prepared
+    counted = tally(store.plan, store.samples, (), ()).samples
+    swept = any(r.purpose == "locate" for r in store.interventions)
+    if not swept and not store.attributions:
+        store.append_interventions(_sweep(prepared, store, counted, progress))
+    choices = choose_hooks(store.plan, located(store.plan, counted, store.interventions))
+    return prepared._replace(saes={h: prepared.saes[h] for h in hooks_in_use(choices, prepared.saes)})
+
+
+def _sweep(
+    prepared: Prepared, store: RunStore, counted: Sequence[SampleResult], progress: Progress
+) -> list[InterventionRecord]:
+    """The sweep of every probe's first failures, by a seeded hash, out of the discovery half."""
+    plan, records = store.plan, {r.sample.id: r for r in store.samples}
+    failures = [
+        records[s.id]
+        for s in counted
+        if _is_failure(s) and not s.held_out and s.context == plan.suite.contexts[0]
+    ]
+    cases, _ = _cases(prepared, store, failures, records)
+    ledger: list[InterventionRecord] = []
+    for n, spec in enumerate(plan.suite.probes):
+        progress(Step("locating failures", n, len(plan.suite.probes), "probes"))
+        mine = [c for c in cases if c.sample.probe == spec.id and has_baseline(c)]
+        mine.sort(key=lambda c: hashlib.sha256(f"{plan.seed}:locate:{c.sample.id}".encode()).digest())
+        most = int(plan.grid["locate_failures"][0 if spec.kind == "choice" else 1])
+        lines = one_by_one_on_error(mine[:most], partial(_sweep_cases, prepared, spec), lambda _c, _e: [])
+        ledger += [line for part in lines for line in part]
+    progress(Step("locating failures", len(plan.suite.probes), len(plan.suite.probes), "probes"))
+    return ledger
+
+
+def _sweep_cases(
+    prepared: Prepared, spec: ProbeSpec, cases: Sequence[Case]
+) -> list[list[InterventionRecord]]:
+    """All lines as one part; what fails here fails again, and is recorded, when it is attributed."""
+    plan, probe = prepared.plan, prepared.probes[spec.id]
+    hooks = plan.grid["locate_hooks"]
+    return [sweep(prepared.model, probe, cases, prepared.prompts, hooks, plan.seed)]
 
 
 def attribute(prepared: Prepared, store: RunStore, progress: Progress) -> None:

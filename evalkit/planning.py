@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from evalkit.attribution.attribute import Coders
 from evalkit.circuits import MINIMUM_NODE_NATS
 from evalkit.digests import digest_file, digest_list
 from evalkit.errors import ConfigError
+from evalkit.located import depth, swept_hooks
 from evalkit.models.cache import Progress
 from evalkit.models.resolve import resolve_model
 from evalkit.models.text import Prompt, TextModel, open_text_model
@@ -57,6 +58,8 @@ RANDOM_SEEDS = (0, 1, 2, 3, 4)
 """Frozen-random SAEs put through the same selection (DESIGN §5: at least 5)."""
 MATCHED_SETS, MATCHED_SETS_GENERATE = 99, 19
 """Unselected control sets per mode circuit (DESIGN §5); shown, never decisive."""
+LOCATED, LOCATED_GENERATE = 8, 4
+"""Failures swept per probe; chosen: a cell of eight tells half from all, and the sweep takes seconds."""
 THRESHOLDS = {
     "min_held_out_failures": 8.0,
     "necessity_share": 0.8,
@@ -151,7 +154,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
         progress=progress,
     )
     model = open_text_model(resolved, device=options.device, dtype=options.dtype)
-    saes, folders, sae_records = _open_saes(options, loaded, model)
+    opened = _open_saes(options, loaded, model)
     probes = {p.id: _make_probe(p) for p in suite.probes}
     prompts = _encode_all(model, samples, probes)
     plan = Plan(
@@ -164,7 +167,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
         seed=options.seed,
         model_ref=model.record.ref,
         model_sha256=model.record.sha256,
-        sae_sha256={r.hook: r.sha256 for r in sae_records},
+        sae_sha256={r.hook: r.sha256 for r in opened.records},
         dtype=options.dtype,
         held_out_groups=held_out_groups(samples, suite.attribution.held_out, options.seed),
         thresholds=THRESHOLDS,
@@ -175,19 +178,33 @@ def prepare(options: Options, progress: Progress) -> Prepared:
             "controls": ("frozen_random", "residual_coordinate", "random_direction"),
             "matched_sets": (str(MATCHED_SETS), str(MATCHED_SETS_GENERATE)),
             **_multiverse_grid(suite.attribution, samples),
+            "locate_hooks": swept_hooks(model.n_layers, list(opened.saes)) if opened.saes else (),
+            "locate_failures": (str(LOCATED), str(LOCATED_GENERATE)),
+            "auto_hooks": opened.auto,
         },
         policy=loaded.policy,
         n_earlier_runs=None,
     )
-    return Prepared(loaded, plan, model, saes, folders, sae_records, probes, prompts, _environment(options))
+    return Prepared(
+        loaded, plan, model, opened.saes, opened.folders, opened.records, probes, prompts,
+        _environment(options),
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- SAEs
 
 
-def _open_saes(
-    options: Options, loaded: LoadedSuite, model: TextModel
-) -> tuple[dict[str, Sae], dict[str, Path], tuple[SaeRecord, ...]]:
+class _Opened(NamedTuple):
+    """The SAEs of an audit, in order of depth."""
+
+    saes: dict[str, Sae]
+    folders: dict[str, Path]
+    records: tuple[SaeRecord, ...]
+    auto: tuple[str, ...]
+    """Hooks of families given with `hook: auto`, out of which the sweep chooses."""
+
+
+def _open_saes(options: Options, loaded: LoadedSuite, model: TextModel) -> _Opened:
     """The suite's SAEs that belong to this model, or those in `--saes`; none if none fits.
 
     SAEs named by the suite but trained on another model are left out when `--model` chose that model:
@@ -197,8 +214,8 @@ def _open_saes(
     opened: dict[str, Sae] = {}
     folders: dict[str, Path] = {}
     records = []
-    for ref in refs:
-        path = catalogue.resolve(ref.ref, loaded.folder)
+    auto = []
+    for ref, path, of_family in _named(refs, loaded.folder):
         foreign = options.model is not None and options.saes is None
         sae = load_sae(
             path,
@@ -212,9 +229,10 @@ def _open_saes(
         if sae.hook in opened:
             raise ConfigError(f"saes: two SAEs read '{sae.hook}'; keep one per hook")
         opened[sae.hook], folders[sae.hook] = sae, path
+        auto += [sae.hook] if of_family else []
         records.append(
             SaeRecord(
-                ref=ref.ref,
+                ref=f"{ref.ref}/{path.name}" if of_family else ref.ref,
                 hook=sae.hook,
                 architecture=sae.architecture,
                 d_sae=sae.d_sae,
@@ -223,19 +241,34 @@ def _open_saes(
             )
         )
     order = sorted(opened, key=model.layer_of)
-    return (
-        {h: opened[h] for h in order},
-        folders,
-        tuple(sorted(records, key=lambda r: model.layer_of(r.hook))),
-    )
+    records.sort(key=lambda r: model.layer_of(r.hook))
+    return _Opened({h: opened[h] for h in order}, folders, tuple(records), tuple(sorted(auto, key=depth)))
+
+
+def _named(refs: Sequence[SaeRef], base: Path) -> Iterator[tuple[SaeRef, Path, bool]]:
+    """Every SAE folder that the references name, and whether it was named as one of a family."""
+    for ref in refs:
+        if ref.hook != "auto":
+            yield ref, catalogue.resolve(ref.ref, base), False
+            continue
+        found = catalogue.family(ref.ref)
+        if not found:
+            folder = catalogue.resolve(ref.ref, base)
+            found = [folder] if holds_sae(folder) else _saes_in(folder) or [folder]
+        for path in found:
+            yield ref, path, len(found) > 1
+
+
+def _saes_in(folder: Path) -> list[Path]:
+    """The SAE folders directly inside a folder."""
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and holds_sae(path)]
 
 
 def _refs_in(folder: Path) -> list[SaeRef]:
     """One SAE folder, or a folder of SAE folders."""
     if not folder.is_dir():
         raise ConfigError(f"--saes {folder}: not a folder; give an SAE's folder or a folder of them")
-    inside = [p for p in sorted(folder.iterdir()) if p.is_dir() and holds_sae(p)]
-    found = [folder] if holds_sae(folder) else inside
+    found = [folder] if holds_sae(folder) else _saes_in(folder)
     if not found:
         raise ConfigError(f"--saes {folder}: holds no SAE; give an SAE's folder or a folder of them")
     return [SaeRef(ref=str(p.resolve()), hook="auto") for p in found]

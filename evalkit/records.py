@@ -64,9 +64,11 @@ class SaeRef(Record):
     """One SAE and the place in the model it reads."""
 
     ref: str = Field(min_length=1)
-    """Catalogue name (`<model>/<hook>`) or local directory."""
+    """Catalogue name (`<model>/<hook>`) or local directory; with `hook: auto` also a family of SAEs:
+    a catalogue name without the hook, or a directory of SAE folders."""
     hook: str = Field(pattern=r"^(auto|([a-z_]+\.)*layers\.[0-9]+)$")
-    """`layers.16` is the residual stream after block 16 (blocks count from 0)."""
+    """`layers.16` is the residual stream after block 16 (blocks count from 0). `auto`: the hook that the
+    SAE states; of a family, the hooks where failures were located."""
 
 
 class AnswerTemplates(Record):
@@ -158,6 +160,8 @@ class AttributionSpec(Record):
     """Share of groups kept away from the choice of circuits."""
     multiverse: Literal["auto", "always", "off"] = "auto"
     """Derive mode circuits again under every declared specification. `auto`: only confirmed ones."""
+    max_hooks: Annotated[int, Field(ge=1, le=64)] = 4
+    """`hook: auto`: at most so many SAEs of the families are used."""
 
 
 class Suite(Record):
@@ -659,6 +663,53 @@ class SizePoint(Record):
     """Mean KL divergence on the passing twins under the same ablation, nats."""
 
 
+class LocatedCell(Record):
+    """Failures whose whole stream at one hook and role was moved to the contrast sample's."""
+
+    hook: str
+    role: str
+    n: Count
+    """Swept failures that have such positions."""
+    n_flipped: Count
+    n_broken: Count
+    """Degenerate outputs: unscored, not flips."""
+    rate: Rate | None
+    """The ceiling that this hook and role set: no feature there can stand for more of the stream."""
+    ci_low: Rate | None
+    ci_high: Rate | None
+    effect_nats: float | None
+    """Mean of margin before − after; None: responses were decoded again and their margin not measured."""
+
+
+class Located(Record):
+    """Where one probe's failures live, on the discovery half."""
+
+    failure_mode: str
+    probe: str
+    n: Count
+    """Failures swept."""
+    n_discovery: Count
+    """Counted failures of the discovery half, first context."""
+    cells: tuple[LocatedCell, ...]
+    """By depth of the hook, then role."""
+
+
+class HookChoice(Record):
+    """One SAE of a family given with `hook: auto`, and why it is used or not."""
+
+    hook: str
+    used: bool
+    rule: Literal["all", "located", "even"]
+    """`all`: the families have no more than `max_hooks`. `located`: the sweep's ceilings chose.
+    `even`: nothing was located, so hooks were spread evenly over depth."""
+    probe: str | None
+    role: str | None
+    """The cell that speaks for the hook: the one it was chosen by, else its best."""
+    n: Count | None
+    n_flipped: Count | None
+    rate: Rate | None
+
+
 class FailureModeResult(Record):
     id: str
     n: Count
@@ -919,6 +970,10 @@ class Results(Record):
     environment: Environment | None = None
     notes: tuple[str, ...] = ()
     """Limits that the summary must print (for example: no circuit beat its floors)."""
+    located: tuple[Located, ...] = ()
+    """Per probe: failures that flip when the whole stream moves, by hook and role."""
+    hooks: tuple[HookChoice, ...] = ()
+    """`hook: auto`: every SAE of the families, in order of depth; empty if the suite names its hooks."""
 
 
 # -------------------------------------------------------------------------------------------- the gate

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from evalkit import stats
 from evalkit.circuits import mode_circuits, sample_circuits
+from evalkit.located import choose_hooks, located
 from evalkit.multiverse import explored
 from evalkit.records import (
     AttributionRecord,
@@ -24,7 +25,9 @@ from evalkit.records import (
     Context,
     ContextResult,
     FailureModeResult,
+    HookChoice,
     InterventionRecord,
+    Located,
     Plan,
     ProbeSpec,
     Proportion,
@@ -54,6 +57,8 @@ class Tally(NamedTuple):
     circuits: tuple[Circuit, ...]
     claims: tuple[Claim, ...]
     notes: tuple[str, ...]
+    located: tuple[Located, ...]
+    hooks: tuple[HookChoice, ...]
 
 
 def tally(
@@ -74,7 +79,9 @@ def tally(
         for mode in dict.fromkeys(p.failure_mode for p in plan.suite.probes)
     )
     claims, notes = _claims(modes, results, circuits)
-    return Tally(modes, results, circuits, claims, (*notes, *_foreign_saes(plan, saes)))
+    notes = (*notes, *_foreign_saes(plan, saes))
+    maps = located(plan, results, interventions)
+    return Tally(modes, results, circuits, claims, notes, maps, choose_hooks(plan, maps))
 
 
 def is_complete(samples: Sequence[SampleRecord], attributions: Sequence[AttributionRecord]) -> bool:

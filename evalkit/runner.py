@@ -1,4 +1,4 @@
-"""The main path: load → respond → score → attribute → intervene → store.
+"""The main path: load → respond → score → locate → attribute → intervene → store.
 
 `audit` is the whole of it. Everything before the first forward is in `planning.prepare`; how failures are
 attributed, in `failures.py` and `attribution/`; what the records add up to, in `results.tally`.
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from evalkit import gate, planning
 from evalkit.attribution.features import describe
-from evalkit.failures import attribute, one_by_one_on_error, probe_modes
+from evalkit.failures import attribute, locate, one_by_one_on_error, probe_modes
 from evalkit.models.cache import Progress, Step
 from evalkit.planning import Options, Prepared
 from evalkit.records import (
@@ -57,10 +57,11 @@ class Audited(NamedTuple):
 
 
 def audit(options: Options, progress: Progress) -> Audited:
-    """Run a suite, attribute its failures, test each by intervening, and write the audit."""
+    """Run a suite, locate and attribute its failures, test each by intervening, and write the audit."""
     prepared = planning.prepare(options, progress)
     with open_store(options, prepared) as store:
         respond(prepared, store, progress)
+        prepared = locate(prepared, store, progress)
         attribute(prepared, store, progress)
         probe_modes(prepared, store, progress)
         results = conclude(prepared, store, progress)
@@ -86,6 +87,7 @@ def attribute_run(folder: Path, progress: Progress, *, offline: bool = False) ->
     prepared = planning.prepare(options, progress)
     with open_store(options, prepared) as store:
         respond(prepared, store, progress)
+        prepared = locate(prepared, store, progress)
         attribute(prepared, store, progress)
         probe_modes(prepared, store, progress)
         return conclude(prepared, store, progress)
@@ -194,6 +196,8 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
         scorer_validation=tuple(v for name in sorted(_scorers(prepared)) for v in shipped_validations(name)),
         environment=manifest.environment,
         notes=tallied.notes,
+        located=tallied.located,
+        hooks=tallied.hooks,
     )
     results = results.model_copy(update={"gates": gate.judge(results, plan.policy, None).gates})
     store.write_results(results)

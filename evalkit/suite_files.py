@@ -196,7 +196,14 @@ def _refuse_twice(ids: Iterable[str], section: str, key: str, root: Node, source
 
 def _check_suite(suite: Suite, root: Node, source: Source) -> None:
     _refuse_twice([probe.id for probe in suite.probes], "probes", "id", root, source)
-    _refuse_twice([sae.hook for sae in suite.saes], "saes", "hook", root, source)
+    # families may stand side by side: whether two SAEs read one hook shows when they are opened
+    _refuse_twice(
+        [f"auto {i}" if s.hook == "auto" else s.hook for i, s in enumerate(suite.saes)],
+        "saes",
+        "hook",
+        root,
+        source,
+    )
     kinds = plugins.names("probes")
     for i, probe in enumerate(suite.probes):
         if probe.kind not in kinds:

@@ -19,6 +19,7 @@ from evalkit.errors import ConfigError, ModelError, SaeError, SuiteError
 from evalkit.models.text import TextModel
 from evalkit.planning import Options, Prepared, prepare
 from evalkit.records import ChatMessage, SaeCard, SaeQuality, Sample
+from evalkit.saes import catalogue
 from evalkit.saes.loaders import save_native
 from evalkit.splits import held_out_groups
 
@@ -164,6 +165,57 @@ def test_two_saes_at_one_hook_are_refused(made: Material, tmp_path: Path) -> Non
         save_native(random_sae("layers.1", 0), tmp_path / "saes" / name)
     with pytest.raises(ConfigError, match=r"two SAEs read 'layers\.1'; keep one per hook"):
         planned(Options(write_suite(tmp_path, made), saes=tmp_path / "saes"))
+
+
+def test_a_family_is_a_folder_of_sae_folders_or_a_catalogue_name_without_the_hook(
+    made: Material, tmp_path: Path
+) -> None:
+    whole = planned(Options(write_suite(tmp_path, made, saes=[{"ref": str(made.saes), "hook": "auto"}])))
+    assert list(whole.saes) == ["layers.1", "layers.2"]
+    assert [r.ref for r in whole.sae_records] == [f"{made.saes}/l1", f"{made.saes}/l2"]
+    assert whole.plan.grid["auto_hooks"] == ("layers.1", "layers.2")
+    assert set(whole.plan.sae_sha256) == {"layers.1", "layers.2"}, "all are opened and fixed"
+    found = catalogue.family("smollm2-135m-instruct-q4_1")
+    assert [p.name for p in found] == ["layers.10", "layers.16", "layers.22", "layers.27"]
+
+
+def test_auto_with_one_sae_is_the_hook_that_it_states(made: Material, tmp_path: Path) -> None:
+    found = planned(
+        Options(write_suite(tmp_path, made, saes=[{"ref": str(made.saes / "l2"), "hook": "auto"}]))
+    )
+    assert list(found.saes) == ["layers.2"] and found.plan.grid["auto_hooks"] == ()
+    assert [r.ref for r in found.sae_records] == [str(made.saes / "l2")]
+
+
+def test_families_and_named_saes_stand_side_by_side(made: Material, tmp_path: Path) -> None:
+    for name, layer in (("x", 0), ("y", 3)):
+        save_native(random_sae(f"layers.{layer}", layer), tmp_path / "more" / name)
+    refs = [
+        {"ref": str(tmp_path / "more"), "hook": "auto"},
+        {"ref": str(made.saes / "l1"), "hook": "layers.1"},
+        {"ref": str(made.saes / "l2"), "hook": "auto"},
+    ]
+    found = planned(Options(write_suite(tmp_path / "suite", made, saes=refs)))
+    assert list(found.saes) == [f"layers.{n}" for n in range(4)]
+    assert found.plan.grid["auto_hooks"] == ("layers.0", "layers.3")
+
+
+def test_every_sae_of_a_family_is_checked_before_anything_runs(made: Material, tmp_path: Path) -> None:
+    save_native(random_sae("layers.1", 0, width=16), tmp_path / "family" / "narrow")
+    save_native(random_sae("layers.2", 0), tmp_path / "family" / "right")
+    refs = [{"ref": str(tmp_path / "family"), "hook": "auto"}]
+    with pytest.raises(SaeError, match="the SAE reads width 16, the model has 32"):
+        planned(Options(write_suite(tmp_path / "suite", made, saes=refs)))
+    (tmp_path / "empty").mkdir()
+    refs = [{"ref": str(tmp_path / "empty"), "hook": "auto"}]
+    with pytest.raises(SaeError, match="found no file; an SAE folder holds"):
+        planned(Options(write_suite(tmp_path / "suite", made, saes=refs)))
+
+
+def test_the_plan_fixes_what_the_sweep_covers(made: Material, tmp_path: Path) -> None:
+    grid = planned(Options(write_suite(tmp_path, made))).plan.grid
+    assert {"layers.1", "layers.2"} <= set(grid["locate_hooks"]) and len(grid["locate_failures"]) == 2
+    assert planned(Options(write_suite(tmp_path, made, saes=[]))).plan.grid["locate_hooks"] == ()
 
 
 def test_saes_of_another_model_are_left_out_when_model_is_given(made: Material, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_audit import CLAIMS, SEED, SMALL, Material, command, lines_of, material, results_of, write_suite
 
 from evalkit import chain, failures, planning, runner, store
@@ -163,6 +164,36 @@ def test_kill_9_is_survived_after_a_batch_while_attributing_and_before_the_resul
 
 
 @pytest.mark.usefixtures("no_report")
+def test_a_resumed_run_chooses_the_same_hooks(
+    made: Material, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = tmp_path / "suite" / "suite.yaml"
+    chosen.parent.mkdir()
+    found = yaml.safe_load(suite.read_text("utf-8"))
+    found["saes"] = [{"ref": str(made.saes), "hook": "auto"}]
+    found["attribution"]["max_hooks"] = 1
+    chosen.write_text(yaml.safe_dump(found), "utf-8")
+    assert audit(chosen, tmp_path / "whole" / "run").code == 0
+    [used] = [c["hook"] for c in results_of(tmp_path / "whole" / "run")["hooks"] if c["used"]]
+    n_kills, done = 0, None
+    while done is None and n_kills < 20:
+        try:
+            with killed_before_write(3 + n_kills % 4, monkeypatch):
+                done = audit(chosen, tmp_path / "killed" / "run", "--resume")
+        except Killed:
+            n_kills += 1
+    assert done is not None and done.code == 0 and n_kills >= 3
+    assert_same(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
+    nodes = [
+        n
+        for s in results_of(tmp_path / "killed" / "run")["samples"]
+        if s["attribution"]
+        for n in s["attribution"]["nodes"]
+    ]
+    assert nodes and {n["hook"] for n in nodes} == {used}
+
+
+@pytest.mark.usefixtures("no_report")
 def test_resume_of_a_finished_run_changes_nothing(suite: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert audit(suite, run, "--resume").code == 0, "a missing run is begun"
@@ -184,7 +215,7 @@ def test_attributing_a_finished_run_of_the_probes_can_be_killed_too(
         if verb == ["attribute"]
         else ["audit", suite, "--out", run, "--seed", SEED, "--resume"]
     )
-    with pytest.raises(Killed), killed_before_write(4, monkeypatch):
+    with pytest.raises(Killed), killed_before_write(5, monkeypatch):  # the first one holds the sweep
         command(*again)
     assert len(lines_of(run / "attributions.jsonl")) == 1
     assert (

@@ -272,6 +272,22 @@ def test_the_tables_hold_one_row_per_sample(run: Path, results: dict[str, Any]) 
         assert list(table["outcome"]) == [s["outcome"] for s in results["samples"]]
 
 
+def test_the_sweep_saw_counted_discovery_failures_alone(run: Path, results: dict[str, Any]) -> None:
+    samples = by_id(results["samples"])
+    lines = [n for n in lines_of(run / "interventions.jsonl") if n["purpose"] == "locate"]
+    swept = {n["sample"] for n in lines}
+    assert swept
+    for name in swept:
+        one = samples[name]
+        assert one["counted"] and one["outcome"] == "fail" and not one["held_out"]
+        assert one["context"] == "neutral" and one["probe"] == "claims"
+    [found] = results["located"]
+    assert (found["probe"], found["n"]) == ("claims", len(swept))
+    assert len(lines) == sum(c["n"] for c in found["cells"])
+    assert {c["hook"] for c in found["cells"]} == {"layers.0", "layers.1", "layers.2", "layers.3"}
+    assert results["hooks"] == [], "the suite names its hooks"
+
+
 def test_the_report_is_drawn(run: Path) -> None:
     assert (run / "report.pdf").read_bytes().startswith(b"%PDF")
     assert "Small" in (run / "report.html").read_text("utf-8")

@@ -173,6 +173,15 @@ def incomplete(r: Results) -> None:
     r["run"]["complete"] = False
 
 
+def higher_ceiling(r: Results) -> None:
+    cell = next(c for m in r["located"] for c in m["cells"] if c["n_flipped"] < c["n"])
+    cell["n_flipped"] += 1
+
+
+def no_map(r: Results) -> None:
+    r["located"] = []
+
+
 def newer_suite(r: Results) -> None:
     r["suite"]["version"] = "9.9.9"
 
@@ -199,6 +208,8 @@ def newer_suite(r: Results) -> None:
         (unlinked, "results.json: run.heads"),
         (unplanned, "results.json: run.plan_sha256"),
         (incomplete, "results.json: run.complete"),
+        (higher_ceiling, "located.0.cells"),
+        (no_map, "located: 0 entries, but the records give 1"),
         (newer_suite, "results.json: suite.version"),
     ],
 )

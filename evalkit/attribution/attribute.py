@@ -21,13 +21,13 @@ from torch import Tensor
 from evalkit import stats
 from evalkit.attribution.capture import Captured, capture, decomposed_rows
 from evalkit.attribution.cases import Case, align
-from evalkit.attribution.certify import Change, Setting, rerun_changes, set_stream
+from evalkit.attribution.certify import Change, Move, Setting, rerun_changes, rerun_moves
 from evalkit.attribution.edges import Failure, Found, Point, find_edges
 from evalkit.attribution.influence import Scores
 from evalkit.attribution.shortlist import Place, Side, Table, shortlist, tabulate
 from evalkit.chain import UNCHAINED
 from evalkit.circuits import MINIMUM_NODE_NATS
-from evalkit.models.adapter import Prompt, StreamModel, StreamRun
+from evalkit.models.adapter import PADDING, Prompt, StreamModel, StreamRun
 from evalkit.models.text import Run, TextModel
 from evalkit.plugins import Probe
 from evalkit.probes.pairs import margins_of_pairs
@@ -43,6 +43,8 @@ from evalkit.records import (
     Purpose,
 )
 from evalkit.saes.coder import Sae
+
+SAME_STREAM = 1e-4  # relative; chosen: a hundred times the rounding of float32 in another batch
 
 
 class Coders(NamedTuple):
@@ -127,7 +129,7 @@ def attribute_batch(
     ]
     edges = _edges(bench, audited, certified, spec, ledger)
     _switch_off(bench, audited, certified, sizes, ledger)
-    _ceilings(bench, certified, ledger)
+    _ceilings(bench, certified, sizes, ledger)
     for control in controls:
         same = _certify_all(
             bench, control.saes, tabulate_all(bench, control.saes), spec.confirm, contrast=False
@@ -472,46 +474,76 @@ def ledger_line(
 
 
 def _ceilings(
-    bench: Bench, certified: Sequence[Sequence[Certified]], ledger: list[list[InterventionRecord]]
+    bench: Bench,
+    certified: Sequence[Sequence[Certified]],
+    sizes: Sequence[int],
+    ledger: list[list[InterventionRecord]],
 ) -> None:
-    """Move the whole stream at exactly the circuit's hooks and positions to the contrast baseline."""
+    """Move the whole stream at exactly the circuit's hooks and positions to the contrast baseline.
+
+    The circuit is what the largest size switched off.
+    """
     whole = Coders("whole_stream", None, {})
+    jobs = []
     for n, case in enumerate(bench.cases):
-        nodes = best_first(certified[n])
-        if case.contrast.kind not in ("twin", "group") or not nodes or bench.other_run is None:
-            continue
-        places = sorted({(c.key[0], p) for c in nodes for p, _, _ in c.table.places(c.row)})
-        outcome, margin = move_stream(bench, n, places)
-        names = [f"{h}/p{p}" for h, p in sorted({c.key[:2] for c in nodes})]
-        ledger[n].append(ledger_line(bench, n, whole, "necessity", names, len(nodes), outcome, margin))
+        nodes = best_first(certified[n])[: max(sizes)]
+        if nodes and has_baseline(case):
+            places = sorted({(c.key[0], p) for c in nodes for p, _, _ in c.table.places(c.row)})
+            names = [f"{h}/p{p}" for h, p in sorted({c.key[:2] for c in nodes})]
+            jobs.append((n, places, names, len(nodes)))
+    moved = move_streams(bench, [(n, places) for n, places, _, _ in jobs])
+    for (n, _, names, size), (outcome, margin) in zip(jobs, moved, strict=True):
+        ledger[n].append(ledger_line(bench, n, whole, "necessity", names, size, outcome, margin))
 
 
-def move_stream(bench: Bench, n: int, places: Sequence[tuple[str, int]]) -> tuple[Outcome, float | None]:
-    """Decode and score case `n` again with its whole stream at (hook, position) moved to the contrast's."""
-    offset = bench.captured.run.offset(n)
-    start = min(p for _, p in places) + offset
-    edits = {
-        hook: set_stream(
-            [(0, p + offset, baseline_stream(bench, n, hook, p)) for h, p in places if h == hook], start
-        )
-        for hook in {h for h, _ in places}
-    }
-    lowest = min(edits, key=bench.model.layer_of)
-    [decided] = decide(bench, bench.model.rerun(bench.captured.run, [n], lowest, start, edits), [n])
+def has_baseline(case: Case) -> bool:
+    """Whether a whole stream can be moved: other items' streams would carry another question along."""
+    return case.contrast.kind in ("twin", "group")
+
+
+def move_streams(
+    bench: Bench, jobs: Sequence[tuple[int, Sequence[tuple[str, int]]]]
+) -> list[tuple[Outcome, float | None]]:
+    """Decode and score again with whole streams moved to the contrast sample's, job by job.
+
+    Args:
+        jobs: a case, and the (hook, position)s at which its whole stream moves; at least one each.
+    """
+    targets = {(n, h): baseline_stream(bench, n, h) for n, h in {(n, h) for n, at in jobs for h, _ in at}}
+    moves = []
+    for j, (n, places) in enumerate(jobs):
+        offset = bench.captured.run.offset(n)
+        moved = [(h, p + offset, targets[n, h][p]) for h, p in places if _differs(bench, n, h, p, targets)]
+        if moved:
+            moves.append((j, Move(n, tuple(moved))))
+    decided: list[tuple[Outcome, float | None]] = [("fail", bench.margin(n)) for n, _ in jobs]
+    for batch, run in rerun_moves(bench.model, bench.captured.run, [move for _, move in moves]):
+        owners = [moves[i][0] for i in batch]
+        for j, result in zip(owners, decide(bench, run, [jobs[j][0] for j in owners]), strict=True):
+            decided[j] = result
     return decided
 
 
-def baseline_stream(bench: Bench, n: int, hook: str, position: int) -> Tensor:
-    """The contrast sample's stream at the counterpart; without one, its mean over the user's message."""
+def _differs(
+    bench: Bench, n: int, hook: str, position: int, targets: Mapping[tuple[int, str], Tensor]
+) -> bool:
+    """Whether moving there changes anything: what both prompts begin with has the same stream already."""
+    own = row_of(bench.captured.run, hook, n)[position].float()
+    return bool((targets[n, hook][position].float() - own).norm() > SAME_STREAM * own.norm())
+
+
+def baseline_stream(bench: Bench, n: int, hook: str) -> Tensor:
+    """Per position the contrast sample's stream at the counterpart: [pos, d_model].
+
+    Without counterpart: the mean over what the contrast sample's prompt says (its user message).
+    """
     assert bench.other_run is not None
     other = bench.cases[n].contrast.samples[0]
     stream = row_of(bench.other_run, hook, bench.others[other])
-    place = contrast_places(bench, n, other)[position]
-    if place >= 0:
-        return stream[place]
     roles = bench.other_prompts[other].roles
-    inside = [p for p, r in enumerate(roles) if r not in ("other", "final")] or [len(roles) - 1]
-    return stream[inside].mean(0)
+    inside = [p for p, r in enumerate(roles) if r not in ("other", "final", PADDING)] or [len(roles) - 1]
+    places = torch.tensor(contrast_places(bench, n, other), device=stream.device)
+    return torch.where((places >= 0)[:, None], stream[places.clamp(min=0)], stream[inside].mean(0))
 
 
 # ------------------------------------------------------------------------------------------- the record

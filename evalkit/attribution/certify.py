@@ -39,6 +39,14 @@ class Change(NamedTuple):
         return min(s.position for s in self.settings)
 
 
+class Move(NamedTuple):
+    """A row to recompute with its whole stream replaced at some places."""
+
+    row: int
+    places: tuple[tuple[str, int, Tensor], ...]
+    """Hook, position in the padded batch, the stream put there [d_model]."""
+
+
 def rerun_changes(
     model: StreamModel,
     run: StreamRun,
@@ -56,8 +64,7 @@ def rerun_changes(
         their lowest hook and by start position, so that little is recomputed needlessly.
     """
     lowest = [min((s.hook for s in c.settings), key=model.layer_of) for c in changes]
-    order = sorted(range(len(changes)), key=lambda i: (model.layer_of(lowest[i]), changes[i].start, i))
-    for batch in _batches(order, lowest, model.batch_rows):
+    for batch in _batches(model, lowest, [c.start for c in changes]):
         start = min(changes[i].start for i in batch)
         edits = {
             hook: set_features(
@@ -74,10 +81,28 @@ def _at(change: Change, hook: str) -> list[Setting]:
     return [s for s in change.settings if s.hook == hook]
 
 
-def _batches(order: Sequence[int], lowest: Sequence[str], n_rows: int) -> Iterator[list[int]]:
+def rerun_moves(
+    model: StreamModel, run: StreamRun, moves: Sequence[Move]
+) -> Iterator[tuple[list[int], StreamRun]]:
+    """The same for whole streams: recompute every move in batches, and yield as `rerun_changes` does."""
+    lowest = [min((hook for hook, _, _ in m.places), key=model.layer_of) for m in moves]
+    starts = [min(position for _, position, _ in m.places) for m in moves]
+    for batch in _batches(model, lowest, starts):
+        start = min(starts[i] for i in batch)
+        placed: dict[str, list[tuple[int, int, Tensor]]] = {}
+        for n, i in enumerate(batch):
+            for hook, position, stream in moves[i].places:
+                placed.setdefault(hook, []).append((n, position, stream))
+        edits = {hook: set_stream(places, start) for hook, places in placed.items()}
+        yield batch, model.rerun(run, [moves[i].row for i in batch], lowest[batch[0]], start, edits)
+
+
+def _batches(model: StreamModel, lowest: Sequence[str], starts: Sequence[int]) -> Iterator[list[int]]:
+    """Indices by lowest hook and start position; a batch shares its lowest hook."""
+    order = sorted(range(len(lowest)), key=lambda i: (model.layer_of(lowest[i]), starts[i], i))
     batch: list[int] = []
     for i in order:
-        if batch and (len(batch) == n_rows or lowest[i] != lowest[batch[0]]):
+        if batch and (len(batch) == model.batch_rows or lowest[i] != lowest[batch[0]]):
             yield batch
             batch = []
         batch.append(i)

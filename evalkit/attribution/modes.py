@@ -28,9 +28,10 @@ from evalkit.attribution.attribute import (
     contrast_places,
     decide,
     effects_of,
+    has_baseline,
     ledger_line,
     make_bench,
-    move_stream,
+    move_streams,
     positions_of_role,
     row_of,
     tabulate_all,
@@ -233,23 +234,23 @@ def _zero_twin(bench: Bench, c: int, nodes: Sequence[str]) -> Change | None:
 
 
 def _ceiling(mode: ModeInput, half: Half, nodes: Sequence[str]) -> list[InterventionRecord]:
-    """Move the whole stream at exactly the circuit's hooks and roles to the contrast sample's."""
+    """Move the whole stream at exactly the circuit's hooks and roles to the contrast sample's.
+
+    A failure without such positions stays as it is.
+    """
     whole = Coders("whole_stream", None, {})
+    shared = sorted({split_shared(node)[:2] for node in nodes})
     records = []
     for bench in half.benches:
-        for c, case in enumerate(bench.cases):
-            if case.contrast.kind not in ("twin", "group") or not nodes:
-                continue
-            places = sorted(
-                {
-                    (h, p)
-                    for h, role, _ in map(split_shared, nodes)
-                    for p in positions_of_role(bench, c, h, role)
-                }
-            )
-            if not places:
-                continue
-            outcome, margin = move_stream(bench, c, places)
+        places = {
+            c: [(h, p) for h, role in shared for p in positions_of_role(bench, c, h, role)]
+            for c, case in enumerate(bench.cases)
+            if nodes and has_baseline(case)
+        }
+        jobs = [(c, at) for c, at in places.items() if at]
+        moved = dict(zip((c for c, _ in jobs), move_streams(bench, jobs), strict=True))
+        for c in places:
+            outcome, margin = moved.get(c, ("fail", bench.margin(c)))
             records.append(
                 ledger_line(
                     bench, c, whole, "necessity", nodes, len(nodes), outcome, margin, circuit=mode.name

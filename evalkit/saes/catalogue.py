@@ -35,6 +35,11 @@ def resolve(ref: str, base: Path) -> Path:
     )
 
 
+def family(ref: str) -> list[Path]:
+    """The folders of every shipped SAE of the model that `ref` names; none if it names no model."""
+    return [folder for name, folder in shipped().items() if name.rpartition("/")[0] == ref]
+
+
 def shipped_recipes() -> dict[str, Path]:
     """Name → file of every recipe of training text that is installed with evalkit."""
     root = Path(str(resources.files("evalkit.saes"))) / "corpora"
