@@ -313,6 +313,7 @@ def _edges(
         strongest = sorted(nodes, key=lambda c: (-max(abs(c.ablation), abs(c.contrast or 0.0)), c.key))
         failures.append(
             Failure(
+                bench.cases[n].prompt.ids,
                 [p for c in strongest if (p := _point(c)) is not None][: spec.edge_nodes],
                 {h: g[n, offset:] for h, g in bench.captured.gradients.items()},
                 {h: rows[n] for h, rows in bench.decomposed.items()},

@@ -1,13 +1,13 @@
 """Edges between a failure's certified nodes: estimated by one backward each, certified by intervening.
 
-For a batch of failures, between each pair of consecutive hooks (DESIGN §5, "Edges"):
+For each failure, between each pair of consecutive hooks (DESIGN §5, "Edges"):
 1. one forward joins the streams from the embeddings to the last hook by an autograd graph;
-2. per target node one vector–Jacobian product down to the hook before, for all failures at once, because
-   rows do not interact: g = ∂(what the target reads) / ∂stream;
+2. per target node one vector–Jacobian product down to the hook before, g = ∂(what the target reads) /
+   ∂stream; failures differ in their number of targets, so one by one wastes less than a batch would;
 3. estimate of a source = (value − baseline) · ⟨decoder row, g⟩; beside the nodes, what the SAE did not
    explain at each position (⟨error, g⟩) and, below the first hook, each token (⟨embedding, g⟩);
 4. certify: the source is really set to its baseline, the blocks between the hooks run again, and every
-   target is read again. One intervention measures all edges of its source;
+   target is read again. One intervention measures all edges of its source, many run in one batch;
 5. effect = confirmed change × the target's own measured nats per unit;
 6. influence (`influence.py`): the features of a hook that are no nodes stand together as one, read by one
    more product along Σ nats per unit · what each reads, so that every path from the margin to the tokens is
@@ -68,6 +68,7 @@ class Reading(NamedTuple):
 class Failure(NamedTuple):
     """One row of the batch."""
 
+    prompt: tuple[int, ...]
     nodes: Sequence[Point]
     gradients: Mapping[str, Float[Tensor, "pos d_model"]]
     """Hook → d margin / d stream, unpadded."""
@@ -130,75 +131,54 @@ def find_edges(
         max_edges: edges listed per failure.
     """
     hooks = sorted(saes, key=model.layer_of)
-    if not any(f.nodes for f in failures):
-        return [Found((), (), {}, Scores(None, None)) for _ in failures]
-    rows = _estimate(model, run, saes, failures, hooks)
+    rows = [_estimate(model, saes, f, hooks) if f.nodes else {} for f in failures]
     readings = _measure(model, run, saes, failures, hooks)
     found = []
-    for n, failure in enumerate(failures):
-        edges = _edges(failure, rows[n], readings[n])
-        edges, influence, both = _weigh(edges, rows[n], failure, hooks)
-        found.append(Found(tuple(edges[:max_edges]), tuple(readings[n]), influence, both))
+    for failure, row, measured in zip(failures, rows, readings, strict=True):
+        if not failure.nodes:
+            found.append(Found((), (), {}, Scores(None, None)))
+            continue
+        edges, influence, both = _weigh(_edges(failure, row, measured), row, failure, hooks)
+        found.append(Found(tuple(edges[:max_edges]), tuple(measured), influence, both))
     return found
 
 
 # --------------------------------------------------------------------------------- 1 to 3: estimates
 
 
-def _estimate(
-    model: TextModel, run: Run, saes: Mapping[str, Sae], failures: Sequence[Failure], hooks: Sequence[str]
-) -> list[_Rows]:
-    """Per failure: target → its sources. Targets are the nodes, the rest of each hook, and the margin."""
-    streams = model.trace(run, hooks)
-    found: list[_Rows] = [{} for _ in failures]
-    split: list[_Split] = []
+def _estimate(model: TextModel, saes: Mapping[str, Sae], failure: Failure, hooks: Sequence[str]) -> _Rows:
+    """Target → its sources. Targets are the nodes, the rest of each hook, and the margin."""
+    streams = model.trace(failure.prompt, hooks)
+    rows: _Rows = {}
+    split = None
     for below, hook in pairwise([EMBEDDING, *hooks]):
-        here = [_split(run, streams[hook], saes[hook], n, f) for n, f in enumerate(failures)]
-        for names, read in _reads(run, streams[hook], saes[hook], failures, here):
+        here = _split(streams[hook].detach().float(), saes[hook], failure)
+        for name, read in _reads(streams[hook].float(), saes[hook], failure, here):
             [gradient] = torch.autograd.grad(read, streams[below], retain_graph=True)
-            for n, name in names.items():
-                offset = run.offset(n)
-                stream, g = streams[below][n, offset:].detach().float(), gradient[n, offset:].float()
-                if below == EMBEDDING:
-                    found[n][name] = _Row(_whole(stream, g, "embedding/p{}"), 0.0)
-                else:
-                    found[n][name] = _row(saes[below], stream, g, failures[n], split[n])
+            if split is None:
+                rows[name] = _Row(_whole(streams[below].detach(), gradient, "embedding/p{}"), 0.0)
+            else:
+                rows[name] = _row(saes[below], streams[below].detach(), gradient, failure, split)
         split = here
     last = hooks[-1]
-    for n, failure in enumerate(failures):
-        stream = streams[last][n, run.offset(n) :].detach().float()
-        found[n][MARGIN] = _row(saes[last], stream, failure.gradients[last].float(), failure, split[n])
-    return found
+    assert split is not None
+    rows[MARGIN] = _row(saes[last], streams[last].detach(), failure.gradients[last], failure, split)
+    return rows
 
 
-def _reads(
-    run: Run, here: Tensor, sae: Sae, failures: Sequence[Failure], split: Sequence[_Split]
-) -> Iterator[tuple[dict[int, str], Tensor]]:
-    """What targets at one hook read, at most one per failure at a time: (row → target, Σ over rows)."""
-    rest = [
-        _reading(run, here, sae, n, a.position, a.feature)
-        @ (a.write * failures[n].gradients[sae.hook][a.position].float()).sum(-1)
-        for n, a in enumerate(split)
-    ]
-    yield {n: f"{sae.hook}/rest" for n in range(len(failures))}, torch.stack(rest).sum()
-    targets = [[p for p in f.nodes if p.hook == sae.hook] for f in failures]
-    for k in range(max(map(len, targets))):
-        chosen = {n: row[k] for n, row in enumerate(targets) if k < len(row)}
-        reads = [
-            _reading(run, here, sae, n, torch.tensor([p.position]), torch.tensor([p.feature])).sum()
-            for n, p in chosen.items()
-        ]
-        yield {n: p.id for n, p in chosen.items()}, torch.stack(reads).sum()
+def _reads(stream: Tensor, sae: Sae, failure: Failure, split: _Split) -> Iterator[tuple[str, Tensor]]:
+    """What each target at one hook reads; the rest weighs its features by their nats per unit."""
+    gradient = failure.gradients[sae.hook][split.position].float()
+    slopes = (split.write * gradient).sum(-1)
+    yield f"{sae.hook}/rest", sae.reading(stream[split.position], split.feature) @ slopes
+    nodes = [p for p in failure.nodes if p.hook == sae.hook]
+    if nodes:
+        features = torch.tensor([p.feature for p in nodes], device=stream.device)
+        reads = sae.reading(stream[[p.position for p in nodes]], features)
+        yield from zip((p.id for p in nodes), reads, strict=True)
 
 
-def _reading(
-    run: Run, here: Tensor, sae: Sae, n: int, position: Tensor, feature: Tensor
-) -> Float[Tensor, "read"]:
-    return sae.reading(here[n, position.to(here.device) + run.offset(n)].float(), feature.to(here.device))
-
-
-def _split(run: Run, stream: Tensor, sae: Sae, n: int, failure: Failure) -> _Split:
-    x = stream[n, run.offset(n) :].detach().float()
+def _split(x: Float[Tensor, "pos d_model"], sae: Sae, failure: Failure) -> _Split:
     keep = torch.tensor(list(failure.decomposed[sae.hook]), device=x.device).nonzero()[:, 0]
     encoded = sae.encode(x[keep])
     error = x.clone()
@@ -213,7 +193,8 @@ def _split(run: Run, stream: Tensor, sae: Sae, n: int, failure: Failure) -> _Spl
 
 
 def _row(sae: Sae, stream: Tensor, g: Tensor, failure: Failure, split: _Split) -> _Row:
-    """Every source at one hook: nodes, errors, and the features that are neither."""
+    """Every source at one hook: nodes, errors, and the features that are no nodes."""
+    stream, g = stream.float(), g.float()
     columns = []
     for p in failure.nodes:
         if p.hook == sae.hook:

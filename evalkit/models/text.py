@@ -224,23 +224,22 @@ class TextModel:
             cache.layers[below].values = clean.layers[below].values[index]
         return Run(logits[:, -1], cache, run.mask[index], run.ids[index], kept)
 
-    def trace(self, run: Run, hooks: Sequence[str]) -> dict[str, Float[Tensor, "batch pos d_model"]]:
-        """The streams of `run` at `hooks` and at `EMBEDDING`, computed again, joined by one autograd graph.
+    def trace(self, prompt: tuple[int, ...], hooks: Sequence[str]) -> dict[str, Float[Tensor, "pos d_model"]]:
+        """One prompt's streams at `hooks` and at `EMBEDDING`, joined by one autograd graph.
 
         Blocks above the last hook are skipped.
         """
         streams: dict[str, Tensor] = {}
 
-        def enter(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-            streams[EMBEDDING] = inputs[0].detach().requires_grad_()
-            return (streams[EMBEDDING], *inputs[1:])
-
         def keep(hook: str) -> Edit:
             def edit(x: Tensor) -> Tensor:
-                streams[hook] = x
-                return x
+                streams[hook] = x[0].requires_grad_() if hook == EMBEDDING else x[0]
+                return streams[hook][None]
 
             return edit
+
+        def enter(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (keep(EMBEDDING)(inputs[0].detach()), *inputs[1:])
 
         last = max(map(self.layer_of, hooks))
         handle = self.blocks[0].register_forward_pre_hook(enter)
@@ -249,7 +248,7 @@ class TextModel:
                 stack.enter_context(_skipped(self.blocks[last + 1 :]))
                 for hook in hooks:
                     stack.enter_context(self._edited(hook, keep(hook)))
-                self._forward(run.ids, run.mask, DynamicCache())
+                self._forward(*_left_pad([prompt], self.device), DynamicCache())
         finally:
             handle.remove()
         return streams
