@@ -58,6 +58,15 @@ class Audited(NamedTuple):
 
 def audit(options: Options, progress: Progress) -> Audited:
     """Run a suite, locate and attribute its failures, test each by intervening, and write the audit."""
+    measured = measure(options, progress)
+    progress(Step("rendering the report", 0, 1, ""))
+    write_report(measured.folder)
+    progress(Step("rendering the report", 1, 1, ""))
+    return measured
+
+
+def measure(options: Options, progress: Progress) -> Audited:
+    """The audit without its document."""
     prepared = planning.prepare(options, progress)
     with open_store(options, prepared) as store:
         respond(prepared, store, progress)
@@ -66,11 +75,7 @@ def audit(options: Options, progress: Progress) -> Audited:
         probe_modes(prepared, store, progress)
         results = conclude(prepared, store, progress)
         folder = store.folder
-    report = judge(folder, results, prepared)
-    progress(Step("rendering the report", 0, 1, ""))
-    write_report(folder)
-    progress(Step("rendering the report", 1, 1, ""))
-    return Audited(folder, results, report)
+    return Audited(folder, results, judge(folder, results, prepared))
 
 
 def run(options: Options, progress: Progress) -> tuple[Path, Results]:
