@@ -1,4 +1,4 @@
-"""The `evalkit` command: the verbs, the only place that prints or exits.
+"""The `evalkit` command: the verbs; with `cli_evidence.py` the only place that prints or exits.
 
 Exit codes: 0 pass · 1 the gate failed · 2 usage or configuration · 3 the run is incomplete or cannot be
 written · 4 inconclusive. Machine outputs are written before the exit code is decided.
@@ -24,7 +24,7 @@ from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, Time
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from evalkit import tables
+from evalkit import cli_evidence, tables
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.usage import UsageError, is_help, usage_line
 
@@ -198,17 +198,9 @@ def compare(
     raise typer.Exit(compared.exit_code)
 
 
-@app.command()
-def verify(
-    target: Annotated[Path, typer.Argument(help="A run directory, or the report.pdf inside one.")],
-) -> None:
-    """Check a run's digest chains and compute every count, interval and circuit of results.json again."""
-    from evalkit.verify import verify_run
-
-    checked = verify_run(target)
-    for line in checked.lines:
-        out.print(escape(line))
-    out.print(f"Level reached: {checked.level} ({escape(checked.meaning)})")
+app.command()(cli_evidence.keygen)
+app.command()(cli_evidence.pack)
+app.command()(cli_evidence.verify)
 
 
 # ---------------------------------------------------------------------------------------------- suites

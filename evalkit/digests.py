@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,3 +52,21 @@ def canonical_json(record: Record) -> bytes:
 def digest_record(record: Record) -> str:
     """SHA-256 of `record` as canonical JSON."""
     return digest_bytes(canonical_json(record))
+
+
+_CODE_SUFFIXES = frozenset({".py", ".j2", ".css", ".js", ".yaml", ".json", ".woff2"})
+_NOT_CODE = frozenset({"_suites", "shipped", "corpora"})
+
+
+@functools.cache
+def digest_code() -> str:
+    """One digest over evalkit's own code: modules, templates, fonts and tables, as they are installed here.
+
+    What another evalkit wrote may differ in its bytes without being false; this says whether it was this one.
+    """
+    package = Path(__file__).parent
+    files = [p for p in package.rglob("*") if p.suffix in _CODE_SUFFIXES and p.is_file()]
+    names = {p: p.relative_to(package) for p in files}
+    return digest_list(
+        digest_file(p, name.as_posix()) for p, name in names.items() if not _NOT_CODE & set(name.parts)
+    )

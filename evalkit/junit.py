@@ -17,7 +17,16 @@ from typing import Literal, NamedTuple
 
 from evalkit.records import GateResult, SampleResult
 
-__all__ = ["Case", "Suite", "gate_suite", "junit_xml", "printable", "sample_suites"]
+__all__ = [
+    "Case",
+    "Suite",
+    "gate_figures",
+    "gate_label",
+    "gate_suite",
+    "junit_xml",
+    "printable",
+    "sample_suites",
+]
 
 _FORBIDDEN = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Everything outside XML 1.0's `Char` (section 2.2), and the carriage return: parsers read it as `\\n`."""
@@ -70,10 +79,32 @@ def gate_suite(gates: Sequence[GateResult], name: str = "gates") -> Suite:
     }  # fmt: skip
     cases = []
     for gate in gates:
-        label = gate.rule if gate.failure_mode is None else f"{gate.rule} ({gate.failure_mode})"
-        words = f"{gate.verdict.upper()}: {_figures(gate)}"
-        cases.append(Case(label, f"gate.{gate.metric or 'rule'}", kinds[gate.verdict], words, words))
+        words = f"{gate.verdict.upper()}: {gate_figures(gate)}"
+        cases.append(
+            Case(gate_label(gate), f"gate.{gate.metric or 'rule'}", kinds[gate.verdict], words, words)
+        )
     return Suite(name, tuple(cases))
+
+
+def gate_label(gate: GateResult) -> str:
+    """The rule and what it was applied to."""
+    return gate.rule if gate.failure_mode is None else f"{gate.rule} ({gate.failure_mode})"
+
+
+def gate_figures(gate: GateResult) -> str:
+    """`estimate 0.25 (0.1 to 0.4), threshold 0.2, n 40`, and what would decide."""
+    if gate.estimate is None:
+        words = "nothing measured"
+    elif gate.ci_low is None or gate.ci_high is None:
+        words = f"estimate {gate.estimate:.4g}"
+    else:
+        words = f"estimate {gate.estimate:.4g} (95 % interval {gate.ci_low:.4g} to {gate.ci_high:.4g})"
+    if gate.threshold is not None:
+        words += f", threshold {gate.threshold:.4g}"
+    words += f", n {gate.n}"
+    if gate.n_needed is not None:
+        words += f", n that would decide {gate.n_needed}"
+    return f"{words}; {gate.reason}" if gate.reason else words
 
 
 def sample_suites(samples: Sequence[SampleResult]) -> tuple[Suite, ...]:
@@ -98,22 +129,6 @@ def _sample(sample: SampleResult) -> Case:
         return Case(sample.id, where, "pass")
     margin = "not measured" if sample.margin_nats is None else f"{sample.margin_nats:+.3f} nats"
     return Case(sample.id, where, "failure", f"{sample.failure_mode}; margin {margin}", detail)
-
-
-def _figures(gate: GateResult) -> str:
-    """`estimate 0.25 (0.1 to 0.4), threshold 0.2, n 40`, and what would decide."""
-    if gate.estimate is None:
-        words = "nothing measured"
-    elif gate.ci_low is None or gate.ci_high is None:
-        words = f"estimate {gate.estimate:.4g}"
-    else:
-        words = f"estimate {gate.estimate:.4g} (95 % interval {gate.ci_low:.4g} to {gate.ci_high:.4g})"
-    if gate.threshold is not None:
-        words += f", threshold {gate.threshold:.4g}"
-    words += f", n {gate.n}"
-    if gate.n_needed is not None:
-        words += f", n that would decide {gate.n_needed}"
-    return f"{words}; {gate.reason}" if gate.reason else words
 
 
 def _counts(cases: Sequence[Case]) -> dict[str, str]:

@@ -23,8 +23,9 @@ from pydantic import JsonValue
 from evalkit import plugins
 from evalkit.attribution.attribute import Coders
 from evalkit.circuits import MINIMUM_NODE_NATS
-from evalkit.digests import digest_file, digest_list
+from evalkit.digests import digest_code, digest_file, digest_list
 from evalkit.errors import ConfigError
+from evalkit.installed import locked_distributions, version
 from evalkit.located import depth, swept_hooks
 from evalkit.models.cache import Progress
 from evalkit.models.resolve import resolve_model
@@ -369,15 +370,9 @@ def _environment(options: Options) -> Environment:
         plugins={},
         commit=_commit(),
         scorers_sha256=_scorers_sha256(),
+        code_sha256=digest_code(),
+        lock=locked_distributions(),
     )
-
-
-def version() -> str:
-    """Version of the installed distribution."""
-    try:
-        return importlib.metadata.version("evalkit-audit")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+checkout"
 
 
 def _scorers_sha256() -> str:

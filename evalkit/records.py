@@ -373,6 +373,10 @@ class Environment(Record):
     scorers_sha256: Sha256 | None = None
     """Digest of the built-in scorers' source: runs compare only if it is the same."""
     commit: str | None = None
+    code_sha256: Sha256 | None = None
+    """Digest over evalkit's own code: another one may describe the same records in other bytes."""
+    lock: dict[str, str] = {}
+    """Every distribution that evalkit needs → its version."""
 
 
 class Batch(Record):

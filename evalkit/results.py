@@ -41,6 +41,7 @@ from evalkit.records import (
 CI_METHOD = "Wilson score, 95 %"
 ERROR = "error: "
 """How a reason begins that is a fault of the run, not a finding."""
+N_DESCRIBED = 6  # chosen: features described per failure; more do not fit a page
 _CONTROL_NAMES = {
     "frozen_random": "frozen-random SAE",
     "residual_coordinate": "residual coordinates",
@@ -88,6 +89,18 @@ def is_complete(samples: Sequence[SampleRecord], attributions: Sequence[Attribut
     """Whether nothing went wrong on any sample, neither in its response nor in its attribution."""
     broken = [a for a in attributions if (a.attribution.no_attribution or "").startswith(ERROR)]
     return not broken and all(r.response.error is None for r in samples)
+
+
+def described_features(attributions: Sequence[AttributionRecord]) -> tuple[tuple[str, int], ...]:
+    """(hook, feature) of the features that results.json describes: the first nodes of every failure."""
+    named = {(n.hook, n.feature) for a in attributions for n in a.attribution.nodes[:N_DESCRIBED]}
+    return tuple(sorted(named))
+
+
+def scorers_of(plan: Plan) -> frozenset[str]:
+    """Names of the scorers that a run used."""
+    specs = [(p.scorer, p.kind) for p in plan.suite.probes]
+    return frozenset((s if isinstance(s, str) else s.name) if s is not None else kind for s, kind in specs)
 
 
 def _foreign_saes(plan: Plan, saes: Sequence[SaeRecord]) -> list[str]:

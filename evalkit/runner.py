@@ -30,7 +30,7 @@ from evalkit.records import (
     SuiteRecord,
 )
 from evalkit.report import write_report
-from evalkit.results import ERROR, is_complete, tally
+from evalkit.results import ERROR, described_features, is_complete, scorers_of, tally
 from evalkit.saes.feature_evidence import read_evidence
 from evalkit.scorers.validation import shipped_validations
 from evalkit.store import (
@@ -45,7 +45,6 @@ from evalkit.store import (
 
 RUNS = Path("runs")
 """Where runs go without `--out`."""
-N_DESCRIBED = 6  # chosen: features described per failure; more do not fit a page
 
 
 class Audited(NamedTuple):
@@ -198,7 +197,7 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
         claims=tallied.claims,
         gates=(),
         features=tuple(_describe(prepared, store)),
-        scorer_validation=tuple(v for name in sorted(_scorers(prepared)) for v in shipped_validations(name)),
+        scorer_validation=tuple(v for name in sorted(scorers_of(plan)) for v in shipped_validations(name)),
         environment=manifest.environment,
         notes=tallied.notes,
         located=tallied.located,
@@ -213,17 +212,9 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
 
 def _describe(prepared: Prepared, store: RunStore) -> list[Feature]:
     """Evidence for the strongest certified features of every failure."""
-    wanted: dict[tuple[str, int], None] = {}
-    for record in store.attributions:
-        for node in record.attribution.nodes[:N_DESCRIBED]:
-            wanted[node.hook, node.feature] = None
+    wanted = described_features(store.attributions)
     evidence = {hook: read_evidence(folder) for hook, folder in prepared.sae_folders.items()}
-    return describe(prepared.model, prepared.saes, sorted(wanted), prepared.prompts, evidence)
-
-
-def _scorers(prepared: Prepared) -> set[str]:
-    specs = [(p.scorer, p.kind) for p in prepared.plan.suite.probes]
-    return {(s if isinstance(s, str) else s.name) if s is not None else kind for s, kind in specs}
+    return describe(prepared.model, prepared.saes, wanted, prepared.prompts, evidence)
 
 
 def judge(folder: Path, results: Results, prepared: Prepared) -> GateReport:

@@ -417,8 +417,11 @@ def _write_whole(path: Path, data: bytes) -> None:
 # ------------------------------------------------------------------------------------------- reading
 
 
-def read_run(folder: Path) -> StoredRun:
+def read_run(folder: Path, *, ledgers: Path | None = None) -> StoredRun:
     """The run in `folder`, its chains and digests checked.
+
+    Args:
+        ledgers: where attributions.jsonl and interventions.jsonl lie; default: in `folder`.
 
     Raises:
         ConfigError: there is no run.
@@ -429,12 +432,17 @@ def read_run(folder: Path) -> StoredRun:
         raise ConfigError(f"{folder}: no {PLAN} here; name a run directory")
     digest = digest_bytes((folder / PLAN).read_bytes())
     samples = read_chain(folder / SAMPLES, SampleRecord, digest)
-    attributions = read_chain(folder / ATTRIBUTIONS, AttributionRecord, digest)
-    interventions = read_chain(folder / INTERVENTIONS, InterventionRecord, digest)
-    for name, chain in ((SAMPLES, samples), (ATTRIBUTIONS, attributions), (INTERVENTIONS, interventions)):
-        if chain.n_torn_bytes:
-            place = f"{folder / name}:{len(chain.ends) + 1}"
-            raise EvidenceError(f"{place}: the line is cut off; finish the run with --resume")
+    paths = {name: (ledgers or folder) / name for name in (ATTRIBUTIONS, INTERVENTIONS)}
+    attributions = read_chain(paths[ATTRIBUTIONS], AttributionRecord, digest)
+    interventions = read_chain(paths[INTERVENTIONS], InterventionRecord, digest)
+    torn = (
+        (folder / SAMPLES, len(samples.ends), samples.n_torn_bytes),
+        (paths[ATTRIBUTIONS], len(attributions.ends), attributions.n_torn_bytes),
+        (paths[INTERVENTIONS], len(interventions.ends), interventions.n_torn_bytes),
+    )
+    for path, n_lines, n_torn_bytes in torn:
+        if n_torn_bytes:
+            raise EvidenceError(f"{path}:{n_lines + 1}: the line is cut off; finish the run with --resume")
     run = StoredRun(
         folder=folder,
         plan=plan,

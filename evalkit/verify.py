@@ -1,26 +1,33 @@
-"""Does a run stand by its own records? Each level includes those below.
+"""Does a pack, a run or a report stand by its own records? Each level includes those below.
 
-1. Every digest chain is whole and results.json belongs to it: run, suite, model and SAEs are those of
-   plan.json and manifest.json.
-2. Every count, interval, circuit and sentence of results.json, computed again from samples.jsonl,
-   attributions.jsonl and interventions.jsonl, is what results.json says; and report.pdf carries that
-   very results.json.
+1. Digests: nothing in a pack was changed, added or removed; the signature is the expected signer's; every
+   digest chain is whole and the files speak of one run.
+2. Figures: every count, interval, circuit, sentence and verdict of results.json, computed again from the
+   records; the suite's files give the plan's prompts; report.pdf carries that very results.json.
+3. Drawing: report, figures and exports drawn again from the records, byte for byte.
+
+Levels 4 and 5 need weights: `rerun.py`. No torch here. How far a level reaches: docs/evidence.md.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from evalkit import gate
-from evalkit.digests import digest_list
-from evalkit.errors import ConfigError, EvidenceError
-from evalkit.records import Record, Results
-from evalkit.results import is_complete, tally
+from evalkit.errors import ConfigError, EvalkitError, EvidenceError
+from evalkit.evidence import pades
+from evalkit.evidence.checks import MEANING, Check, level_reached
+from evalkit.evidence.envelope import check_envelope, statement
+from evalkit.evidence.keys import load_public, parse_public
+from evalkit.evidence.packing import LEDGERS, PACK, SIGNER, SUITE, gates_of, read_pack
+from evalkit.evidence.recount import check_figures, check_records
+from evalkit.evidence.redraw import check_derived, check_report
+from evalkit.evidence.sums import ATTESTATION, SUMS, check_sums
 from evalkit.store import StoredRun, read_run
+from evalkit.suites import LoadedSuite, load_suite, render_samples
 
-MEANING = {1: "digests", 2: "digests, and every count, interval and circuit computed again"}
+REPORTS = ("report.pdf", pades.SIGNED)
 
 
 class Verified(NamedTuple):
@@ -35,116 +42,146 @@ class Verified(NamedTuple):
         return MEANING[self.level]
 
 
-def verify_run(target: Path) -> Verified:
-    """Check a run directory (or the report.pdf in one).
+def verify_run(target: Path, *, level: int = 2, signer: Path | None = None) -> Verified:
+    """All of `verify` at once; see there."""
+    checks = tuple(verify(target, level=level, signer=signer))
+    return Verified(level_reached(checks), tuple(f"{c.word}: {c.sentence}" for c in checks))
+
+
+def find_folder(target: Path) -> Path:
+    """The folder that `target` names: itself, or the one of a report.pdf.
 
     Raises:
-        ConfigError: there is no finished run.
-        EvidenceError: a file contradicts another; the first contradiction is named.
+        ConfigError: it is neither a folder nor a report in one.
     """
     folder = target.parent if target.is_file() else target
     if not folder.is_dir():
-        raise ConfigError(f"{target}: not found; name a run directory, or the report.pdf inside one")
-    run = read_run(folder)
+        raise ConfigError(f"{target}: not found; name a pack, a run directory, or the report.pdf inside one")
+    if target.is_file() and target.name not in REPORTS:
+        raise ConfigError(f"{target}: name a pack, a run directory, or the report.pdf inside one")
+    return folder
+
+
+def is_pack(folder: Path) -> bool:
+    """Whether `folder` is, or was, an evidence pack rather than a run directory."""
+    return any((folder / name).exists() for name in (SUMS, ATTESTATION, PACK, SIGNER, SUITE, LEDGERS))
+
+
+def read_target(folder: Path) -> StoredRun:
+    """The finished run in a pack or run directory.
+
+    Raises:
+        ConfigError: there is no finished run.
+        EvidenceError: a file is damaged or contradicts another.
+    """
+    run = read_pack(folder) if is_pack(folder) else read_run(folder)
     if run.results is None:
         raise ConfigError(f"{folder}: no results.json; finish the run with --resume")
-    lines = [
-        f"{len(run.samples)} samples, {len(run.attributions)} attributions, "
-        f"{len(run.interventions)} interventions: chains whole"
-    ]
-    _belongs(run, run.results)
-    lines.append(_recount(run, run.results))
-    lines.append(_pdf_carries(folder))
-    return Verified(2, tuple(lines))
+    return run
 
 
-def _belongs(run: StoredRun, results: Results) -> None:
-    """results.json names the run, suite, model and SAEs that plan.json and manifest.json name."""
-    plan, manifest, stated = run.plan, run.manifest, results.run
-    if manifest is None:
-        raise EvidenceError(f"{run.folder}: results.json, but no manifest.json that it could rest on")
-    complete = is_complete(run.samples, run.attributions)
-    pairs: list[tuple[str, object, object]] = [
-        ("results.json: run.plan_sha256", stated.plan_sha256, run.plan_sha256),
-        ("results.json: run.heads", stated.heads, run.heads),
-        ("results.json: run.id", stated.id, manifest.run_id),
-        ("results.json: run.started", stated.started, manifest.started),
-        ("results.json: run.command", stated.command, manifest.command),
-        ("results.json: run.seed", stated.seed, plan.seed),
-        ("results.json: run.n_earlier_runs", stated.n_earlier_runs, plan.n_earlier_runs),
-        ("results.json: run.complete", stated.complete, complete),
-        ("results.json: suite.id", results.suite.id, plan.suite.id),
-        ("results.json: suite.version", results.suite.version, plan.suite.version),
-        ("results.json: suite.title", results.suite.title, plan.suite.title),
-        ("results.json: suite.sha256", results.suite.sha256, plan.suite_sha256),
-        ("results.json: model", results.model, manifest.model),
-        ("results.json: saes", results.saes, manifest.saes),
-        ("results.json: environment", results.environment, manifest.environment),
-        ("manifest.json: model.sha256", manifest.model.sha256, plan.model_sha256),
-        ("manifest.json: saes", {s.hook: s.sha256 for s in manifest.saes}, plan.sae_sha256),
-        ("plan.json: suite_sha256", plan.suite_sha256, digest_list(plan.suite_files)),
-    ]
-    for place, found, expected in pairs:
-        if found != expected:
-            raise EvidenceError(f"{run.folder}/{place}: contradicts the other files of the run")
+def verify(target: Path, *, level: int = 3, signer: Path | None = None) -> Iterator[Check]:
+    """Check a pack, a run directory, or the report.pdf in one; each check is given as it passes.
+
+    Args:
+        level: how far to go, 1 to 3.
+        signer: the public key that must have signed; None: the key in the pack, which shows integrity alone.
+
+    Raises:
+        ConfigError: there is no finished run, or no such key.
+        EvidenceError: a check failed; the first contradiction is named.
+    """
+    folder = find_folder(target)
+    packed = is_pack(folder)
+    if signer is not None:
+        load_public(signer)
+    digests = check_sums(folder) if packed else {}
+    if packed:
+        yield Check(1, "OK", f"{len(digests)} files: as {SUMS} has them, none added, none missing")
+    run = read_target(folder)
+    assert run.results is not None
+    yield _signature(folder, run, digests, signer)
+    yield from check_records(run, run.results)
+    if packed and (signed := pades.check_signed(folder)) is not None:
+        yield signed
+    if packed:
+        yield _suite_digests(folder, run, digests)
+    if level >= 2:
+        yield from check_figures(run, run.results)
+        if packed:
+            yield _prompts(folder, run)
+    if level >= 3:
+        yield from check_derived(folder, run) if packed else check_report(folder)
 
 
-def _recount(run: StoredRun, results: Results) -> str:
-    saes = run.manifest.saes if run.manifest is not None else ()
-    again = tally(run.plan, run.samples, run.attributions, run.interventions, saes)
-    for name in again._fields:
-        if not _agrees(getattr(results, name), getattr(again, name)):
+def _signature(folder: Path, run: StoredRun, digests: dict[str, str], signer: Path | None) -> Check:
+    """Who signed, as far as that can be known."""
+    path = folder / ATTESTATION
+    if not path.is_file():
+        if signer is not None:
             raise EvidenceError(
-                f"{run.folder / 'results.json'}: {_where(name, results, getattr(again, name))}"
+                f"{folder}: is not signed, but --signer names who must have; ask for the signed pack"
             )
-    judged = gate.judge(results.model_copy(update={"gates": ()}), run.plan.policy)
-    if judged.gates != results.gates:
-        raise EvidenceError(f"{run.folder / 'results.json'}: gates are not what the plan's policy gives")
-    return (
-        f"{len(results.failure_modes)} failure modes, {len(results.circuits)} circuits: computed again, equal"
+        if (folder / SIGNER).exists():
+            raise EvidenceError(f"{folder}: holds {SIGNER} but no {ATTESTATION}; the signature was removed")
+        return Check(
+            1, "NOTE", "UNSIGNED: nothing says who made this; whoever changes a file can redo the digests"
+        )
+    inside = folder / SIGNER
+    if not inside.is_file():
+        raise EvidenceError(f"{folder}: holds {ATTESTATION} but no {SIGNER}; it was removed")
+    payload = statement(digests, gates_of(run))
+    if signer is not None:
+        key = load_public(signer)
+        check_envelope(path, payload, key, f"the key in {signer}")
+        return Check(1, "OK", f"signed by {key.keyid}, the key in {signer}")
+    try:
+        key = parse_public(inside.read_bytes(), inside)
+    except ConfigError as error:
+        raise EvidenceError(str(error)) from None
+    check_envelope(path, payload, key, f"the key in {inside}")
+    return Check(
+        1,
+        "NOTE",
+        f"signed by {key.keyid}, a key that lies in the pack: that shows integrity, not origin; name the "
+        "expected signer's key with --signer",
     )
 
 
-def _agrees(stated: object, again: object) -> bool:
-    """Whether all that results.json states is what the records give.
-
-    A field that it does not state was added by a later version: what nobody said is not checked.
-    """
-    if isinstance(stated, Record):
-        if not isinstance(again, type(stated)):
-            return False
-        fields = sorted(stated.model_fields_set)
-        return all(_agrees(getattr(stated, f), getattr(again, f)) for f in fields)
-    if isinstance(stated, tuple) and isinstance(again, tuple):
-        return len(stated) == len(again) and all(map(_agrees, stated, again))
-    return stated == again
+def _suite_digests(folder: Path, run: StoredRun, digests: dict[str, str]) -> Check:
+    """suite/ holds exactly the files that the plan names."""
+    planned = {f"{SUITE}/{f.name}": f.sha256 for f in run.plan.suite_files}
+    found = {name: digest for name, digest in digests.items() if name.startswith(f"{SUITE}/")}
+    for name in sorted(planned.keys() | found.keys()):
+        if planned.get(name) != found.get(name):
+            raise EvidenceError(f"{folder / name}: is not the file that plan.json names")
+    return Check(1, "OK", f"{len(planned)} files of the suite: those that plan.json names")
 
 
-def _where(name: str, results: Results, again: object) -> str:
-    stated = getattr(results, name)
-    assert isinstance(stated, tuple) and isinstance(again, tuple)
-    if len(stated) != len(again):
-        return f"{name}: {len(stated)} entries, but the records give {len(again)}"
-    place = next(n for n, (a, b) in enumerate(zip(stated, again, strict=True)) if not _agrees(a, b))
-    if isinstance(stated[place], str):
-        return f"{name}.{place}: is not what the records give"
-    one, other = stated[place], again[place]
-    fields = [f for f in type(one).model_fields if not _agrees(getattr(one, f), getattr(other, f))]
-    return f"{name}.{place}.{fields[0]}: is not what the records give"
-
-
-def _pdf_carries(folder: Path) -> str:
-    pdf, results = folder / "report.pdf", folder / "results.json"
-    if not pdf.is_file():
-        return "report.pdf: not there, not checked"
-    import pikepdf
-
+def _prompts(folder: Path, run: StoredRun) -> Check:
+    """The suite's files give the plan's prompts, groups, controls and policy."""
+    names = {f.name: folder / SUITE / f.name for f in run.plan.suite_files}
     try:
-        with pikepdf.open(pdf) as document:
-            attached = {name: a.get_file().read_bytes() for name, a in document.attachments.items()}
-    except pikepdf.PdfError as error:
-        raise EvidenceError(f"{pdf}: cannot be read ({error})") from error
-    if attached.get("results.json") != results.read_bytes():
-        raise EvidenceError(f"{pdf}: the results.json attached to it is not the one beside it")
-    digest = hashlib.sha256(results.read_bytes()).hexdigest()
-    return f"report.pdf carries results.json {digest[:16]}…"
+        loaded = next(
+            suite
+            for name, path in names.items()
+            if name.endswith((".yaml", ".yml")) and (suite := _loaded(path, run)) is not None
+        )
+        samples = render_samples(loaded, limit=run.plan.limit)
+    except (StopIteration, EvalkitError) as error:
+        why = str(error) or "no file of it reads as the suite"
+        return Check(2, "NOT CHECKED", f"the suite's prompts cannot be rendered here: {why}")
+    if samples != run.plan.samples:
+        raise EvidenceError(f"{folder / 'plan.json'}: samples: not what the files in {SUITE}/ give")
+    if loaded.policy != run.plan.policy:
+        raise EvidenceError(f"{folder / 'plan.json'}: policy: not the one in {SUITE}/")
+    return Check(2, "OK", f"{len(samples)} prompts rendered again from {SUITE}/, equal")
+
+
+def _loaded(path: Path, run: StoredRun) -> LoadedSuite | None:
+    """The suite in `path` if it is the plan's; None if the file is another one (a policy)."""
+    try:
+        loaded = load_suite(path)
+    except EvalkitError:
+        return None
+    return loaded if loaded.suite == run.plan.suite else None

@@ -34,11 +34,11 @@ def refusal(run: Path) -> str:
     return done.error
 
 
-def test_a_run_as_it_was_written_is_clean_at_level_2(run: Path) -> None:
+def test_a_run_as_it_was_written_is_clean_at_level_3(run: Path) -> None:
     for target in (run, run / "report.pdf"):
         done = command("verify", target)
         assert done.code == 0, done.err
-        assert "Level reached: 2" in done.out and "chains whole" in done.out.replace("\n", " ")
+        assert "Level reached: 3 of 5" in done.out and "chains whole" in done.out.replace("\n", " ")
         assert "report.pdf carries results.json" in done.out.replace("\n", " ")
 
 
@@ -50,6 +50,8 @@ def test_what_is_no_finished_run_is_exit_2(copy: Path, tmp_path: Path) -> None:
     assert done.code == 2 and "no plan.json here" in done.error
     done = command("verify", tmp_path / "absent")
     assert done.code == 2 and "not found" in done.error
+    done = command("verify", copy / "plan.json")
+    assert done.code == 2 and "name a pack, a run directory, or the report.pdf" in done.error
 
 
 # -------------------------------------------------------------------------------- level 1: digests
@@ -248,3 +250,18 @@ def test_a_pdf_that_carries_other_results_is_found(copy: Path) -> None:
     (copy / "results.json").write_bytes(data)
     (copy / "report.pdf").write_bytes(b"%PDF-1.7 nothing")
     assert "report.pdf: cannot be read" in refusal(copy)
+
+
+def test_a_field_that_is_not_stated_is_only_left_unchecked_in_a_run_of_another_evalkit(copy: Path) -> None:
+    found, manifest = results_of(copy), json.loads((copy / "manifest.json").read_bytes())
+    mode = found["failure_modes"][0]
+    assert mode.pop("n_control") > 0
+    (copy / "results.json").write_text(json.dumps(found), "utf-8")
+    (copy / "report.pdf").unlink()
+    assert "failure_modes.0.n_control: is not what the records give" in refusal(copy)
+    for record in (found, manifest):
+        record["environment"]["code_sha256"] = None
+    (copy / "results.json").write_text(json.dumps(found), "utf-8")
+    (copy / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    done = command("verify", copy)
+    assert done.code == 0 and "does not state, so not checked: n_control" in done.out.replace("\n", " ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -13,9 +13,17 @@ from evalkit.errors import RunError
 from evalkit.records import GateReport, Manifest, Plan, Record, Results
 from evalkit.report.html import render_html
 from evalkit.report.pdf import render_pdf
-from evalkit.report.view import build_view
+from evalkit.report.view import ReportView, build_view
 
 _R = TypeVar("_R", bound=Record)
+
+
+class Drawn(NamedTuple):
+    """A report that is not on the disk yet."""
+
+    view: ReportView
+    html: str
+    results_json: bytes
 
 
 def write_report(run_dir: Path) -> None:
@@ -23,6 +31,17 @@ def write_report(run_dir: Path) -> None:
 
     Raises:
         RunError: results.json is missing, a file is not what it should be, or a report cannot be written.
+    """
+    drawn = draw_report(run_dir)
+    _write(run_dir / "report.html", drawn.html.encode("utf-8"))
+    render_pdf(drawn.html, run_dir / "report.pdf", results_json=drawn.results_json)
+
+
+def draw_report(run_dir: Path) -> Drawn:
+    """The report of the run in `run_dir`, up to its HTML.
+
+    Raises:
+        RunError: results.json is missing, or a file is not what it should be.
     """
     path = run_dir / "results.json"
     if not path.is_file():
@@ -37,9 +56,7 @@ def write_report(run_dir: Path) -> None:
         _optional(run_dir / "gate.json", GateReport),
         results_sha256=hashlib.sha256(raw).hexdigest(),
     )
-    html = render_html(view)
-    _write(run_dir / "report.html", html.encode("utf-8"))
-    render_pdf(html, run_dir / "report.pdf", results_json=raw)
+    return Drawn(view, render_html(view), raw)
 
 
 def _optional(path: Path, record: type[_R]) -> _R | None:
