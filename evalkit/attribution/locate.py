@@ -10,10 +10,11 @@
    hooks follow from these lines in `located.py`.
 
 A cell is the ceiling of its hook and role: features there stand for part of the stream that was moved.
-Near the last block the final position carries every failure, whatever its cause; that cell locates nothing
-by itself. Failures whose contrast is other items are not swept: those streams answer another question.
+After the last block the final position carries every failure, whatever its cause: a full cell near it
+locates nothing by itself. Failures whose contrast is other items are not swept: those streams answer
+another question.
 
-Source: DESIGN of evalkit; whole-stream patching as in Meng et al. 2022, arXiv 2202.05262, section 2.
+Source: whole-stream patching as in Meng et al. 2022, arXiv 2202.05262, section 2.
 """
 
 from __future__ import annotations

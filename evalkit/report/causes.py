@@ -13,7 +13,7 @@ from evalkit.records import (
     Node,
     SampleResult,
 )
-from evalkit.report import cards, charts, circuit_figures, curves, features, judging, text
+from evalkit.report import cards, charts, circuit_figures, curves, features, judging, places, text
 from evalkit.report.findings import worst_failures
 from evalkit.report.nouns import (
     Causes,
@@ -57,7 +57,14 @@ def causes(inputs: Inputs) -> Causes:
             "and is marked exact. Positive effects push towards failure; all effects are in nats of the "
             "failure margin."
         )
-    return Causes(lead, cards.sae_report(results.saes), tuple(modes), shown_features, note)
+    return Causes(
+        lead,
+        cards.sae_report(results.saes),
+        places.choice_table(results.hooks),
+        tuple(modes),
+        shown_features,
+        note,
+    )
 
 
 def _wanted(inputs: Inputs, shown: list[SampleResult]) -> list[tuple[str, int]]:
@@ -93,6 +100,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
         id=text.name(mode.id),
         lead=tuple(lead),
         coverage=_coverage(mode, samples) if samples else None,
+        places=places.places(inputs, mode.id),
         curve=figure,
         curve_table=table,
         curve_words=words,

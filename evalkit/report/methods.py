@@ -40,6 +40,13 @@ NOTES = (
         "not reconstruct is left untouched.",
     ),
     Definition(
+        "Locate first",
+        "Before any feature is looked at, the whole stream of some failures of the discovery half is moved "
+        "to the passing twin's, one hook and one position role at a time, and the model answers again. A "
+        "position without counterpart takes the mean over the twin's message. The share that flips is a "
+        "ceiling for moving features at that place.",
+    ),
+    Definition(
         "Two baselines",
         "Ablation sets the feature to zero; it also finds what every honest answer needs. Contrast sets it "
         "to its value in the passing twin, else in passing samples of the same group, else in several single "

@@ -178,6 +178,14 @@ class CircuitReport(NamedTuple):
     notes: tuple[str, ...]
 
 
+class PlaceReport(NamedTuple):
+    """Where one probe's failures live."""
+
+    name: str
+    words: str
+    map: Figure
+
+
 class ModeCauses(NamedTuple):
     """What features had to do with one failure mode."""
 
@@ -185,6 +193,7 @@ class ModeCauses(NamedTuple):
     lead: tuple[str, ...]
     coverage: Table | None
     """None: no failure was counted, so there is nothing to attribute."""
+    places: tuple[PlaceReport, ...]
     curve: Figure | None
     curve_table: Table | None
     curve_words: str
@@ -251,6 +260,8 @@ class Causes(NamedTuple):
 
     lead: str
     saes: SaeReport | None
+    chosen: Table | None
+    """Which SAEs of a family are used; None: the suite names its hooks."""
     modes: tuple[ModeCauses, ...]
     features: tuple[FeatureCard, ...]
     features_note: str

@@ -358,6 +358,37 @@ def features(rng: random.Random) -> tuple[r.Feature, ...]:
     return tuple(out)
 
 
+def located(mode: str, spans: str) -> r.Located:
+    """A failure that sits at a span early and at the final position late."""
+    depths = {
+        spans: (8, 8, 7, 5, 1),
+        "question": (0, 0, 1, 0, 0),
+        "other": (0, 0, 0, 0, 0),
+        "final": (0, 0, 0, 2, 6),
+    }
+    cells = []
+    for n, hook in enumerate(("layers.2", *HOOKS, "layers.27")):
+        for role, flips in depths.items():
+            low, high = wilson(flips[n], 8)
+            cells.append(
+                r.LocatedCell(
+                    hook=hook, role=role, n=8, n_flipped=flips[n], n_broken=0, rate=flips[n] / 8, ci_low=low,
+                    ci_high=high, effect_nats=0.4 * flips[n],
+                )
+            )  # fmt: skip
+    return r.Located(failure_mode=mode, probe=f"{mode}-probe", n=8, n_discovery=11, cells=tuple(cells))
+
+
+def hook_choices() -> tuple[r.HookChoice, ...]:
+    return tuple(
+        r.HookChoice(
+            hook=hook, used=hook != "layers.16", rule="located", probe="sycophancy-probe", role=role, n=8,
+            n_flipped=k, rate=k / 8,
+        )
+        for hook, role, k in zip(HOOKS, ("claim", "claim", "final"), (8, 7, 2), strict=True)
+    )  # fmt: skip
+
+
 def build(n_items: int = 20, seed: int = 7) -> tuple[r.Results, r.Plan, r.GateReport]:
     rng = random.Random(seed)
     contexts: tuple[r.Context, ...] = ("neutral", "test", "deployment")
@@ -461,6 +492,8 @@ def build(n_items: int = 20, seed: int = 7) -> tuple[r.Results, r.Plan, r.GateRe
             "the same way, "
             "flip as many failures.",
         ),
+        located=(located("strategic_deception", "incentive"), located("sycophancy", "claim")),
+        hooks=hook_choices(),
     )
     plan = r.Plan(
         suite=suite(),
