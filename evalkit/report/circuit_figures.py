@@ -31,6 +31,7 @@ def sample_figure(sample: SampleResult, nodes: Sequence[Node], known: Known) -> 
     arcs, key = _arcs(attribution.edges, shown, set(errors))
     name = text.name(sample.id)
     into = _into_margin(vertices, hooks)
+    labels = _labels([(n.hook, n.feature) for n in shown], known)
     drawn = Graph(
         title=f"Circuit of {name}: {_size(vertices, hooks, arcs)}; {_strongest(vertices)}",
         margin=f"margin {text.nats(sample.margin_nats)} nats towards failure",
@@ -45,7 +46,7 @@ def sample_figure(sample: SampleResult, nodes: Sequence[Node], known: Known) -> 
         arcs=arcs + into,
         key=key,
     )
-    return Figure(_caption(shown) + _lines(bool(arcs), into), circuit_figure(drawn))
+    return Figure(_caption(shown) + _lines(bool(arcs), into) + labels, circuit_figure(drawn))
 
 
 def mode_figure(circuit: Circuit, failures: Sequence[SampleResult], known: Known) -> Figure:
@@ -62,11 +63,11 @@ def mode_figure(circuit: Circuit, failures: Sequence[SampleResult], known: Known
             n.hook,
             n.role,
             f"#{n.feature}",
-            _words(n.label, known.get((n.hook, n.feature))),
+            _words(known.get((n.hook, n.feature))),
             n.effect_nats,
             True,
             f"{features.feature_id(n.hook, n.feature)} at {text.name(n.role)}: mean effect "
-            f"{text.nats(n.effect_nats)} nats; {_label(n.label, n.label_source)}",
+            f"{text.nats(n.effect_nats)} nats; {_label(known.get((n.hook, n.feature)))}",
         )
         for n in shown
     )
@@ -85,6 +86,7 @@ def mode_figure(circuit: Circuit, failures: Sequence[SampleResult], known: Known
     )
     roles = sorted({n.role for n in shown}, key=lambda r: (r == "final", r != "other", r))
     into = _into_margin(vertices, hooks)
+    labels = _labels([(n.hook, n.feature) for n in shown], known)
     drawn = Graph(
         title=f"Circuit {text.name(circuit.id)}: {_size(vertices, hooks, arcs)}; {_strongest(vertices)}",
         margin="failure margin",
@@ -106,7 +108,7 @@ def mode_figure(circuit: Circuit, failures: Sequence[SampleResult], known: Known
     words = (
         "Features shared by failures, by hook and role. The figure in a box is its mean effect on the margin."
     )
-    return Figure(words + _lines(bool(arcs), into), circuit_figure(drawn))
+    return Figure(words + _lines(bool(arcs), into) + labels, circuit_figure(drawn))
 
 
 def error_shares(attribution: Attribution) -> dict[str, float]:
@@ -132,24 +134,24 @@ def _vertex(node: Node, known: Known) -> Vertex:
         f"{text.name(node.role)}: activation {text.number(node.activation, 2)}; effect on the margin in "
         f"nats: estimate {text.nats(node.effect_nats)}, exact ablation {text.nats(node.confirmed_nats)}, "
         f"exact move to the contrast {text.nats(node.contrast_nats)}; "
-        f"{_label(feature.label if feature else None, feature.label_source if feature else None)}"
+        f"{_label(feature)}"
     )
     return Vertex(
         node.id,
         node.hook,
         str(node.position),
         f"#{node.feature}",
-        f"@{node.position} {_words(feature.label if feature else None, feature)}",
+        f"@{node.position} {_words(feature)}",
         node.confirmed_nats if exact else node.effect_nats,
         exact,
         about,
     )
 
 
-def _words(label: str | None, feature: Feature | None) -> str:
+def _words(feature: Feature | None) -> str:
     """A feature in few words: its label in quotes, else the token at which it fires most."""
-    if label:
-        return f"“{text.name(label, 40)}”"
+    if feature and feature.label:
+        return f"“{text.name(feature.label, 40)}”"
     contexts = [c for c in feature.top_contexts if c.activations] if feature else []
     if not contexts:
         return ""
@@ -157,8 +159,26 @@ def _words(label: str | None, feature: Feature | None) -> str:
     return f"on {text.token(best.tokens[best.activations.index(max(best.activations))])}"
 
 
-def _label(label: str | None, source: str | None) -> str:
-    return f"label “{text.name(label)}”, source: {text.stated(source)}" if label else "no label"
+def _label(feature: Feature | None) -> str:
+    if feature is None:
+        return "not described"
+    return features.label_words(feature.label, feature.label_source, feature.label_score)
+
+
+def _labels(keys: Sequence[tuple[str, int]], known: Known) -> str:
+    """Source and score of every label in the figure: none stands without them."""
+    found = [known[key] for key in dict.fromkeys(keys) if key in known and known[key].label]
+    words = []
+    for feature in found:
+        score = feature.label_score
+        fit = "detection not measured"
+        if score is not None and score.balanced_accuracy is not None:
+            fit = f"{text.number(score.balanced_accuracy, 2)}, n = {score.n_firing + score.n_other}"
+        words.append(
+            f"#{feature.feature} “{text.name(feature.label or '', 60)}” "
+            f"({text.stated(feature.label_source)}; {fit})"
+        )
+    return f" Labels (source; detection as balanced accuracy): {'; '.join(words)}." if words else ""
 
 
 def _places(nodes: Sequence[Node], excluded: Sequence[int]) -> tuple[Place, ...]:

@@ -40,7 +40,9 @@ def circuit_figure(graph: Graph) -> Markup:
     top = at.bottom + 20.0
     parts.append(_signs(top, strongest))
     parts += [
-        svg.words_at(0.0, top + (i + 1) * _KEY_H, line, size=SIZE, colour=svg.SOFT)
+        svg.words_at(
+            0.0, top + (i + 1) * _KEY_H, glyphs.fitted(line, WIDTH, SIZE), size=SIZE, colour=svg.SOFT
+        )
         for i, line in enumerate(graph.key)
     ]
     return svg.drawing(graph.title, WIDTH, top + (len(graph.key) + 0.5) * _KEY_H, parts, "circuit")

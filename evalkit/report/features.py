@@ -1,8 +1,8 @@
-"""Features in words: the tokens they promote, the contexts in which they fire. No label is invented."""
+"""Features in words: the tokens they promote, the contexts in which they fire, labels with their source."""
 
 from __future__ import annotations
 
-from evalkit.records import Feature, FeatureContext
+from evalkit.records import Feature, FeatureContext, LabelScore
 from evalkit.report import text
 from evalkit.report.nouns import FeatureCard, Inputs, Shaded
 
@@ -37,17 +37,33 @@ def _card(feature: Feature) -> FeatureCard:
     density = text.percent(feature.density, 2)
     if feature.density is not None:
         density = f"fires on {density} of tokens ({text.stated(feature.density_source)})"
-    label = "no label"
-    if feature.label:
-        label = f"label “{text.name(feature.label)}”, source: {text.stated(feature.label_source)}"
     ranked = sorted(feature.top_contexts, key=lambda c: -max(c.activations, default=0.0))
     return FeatureCard(
         id=feature_id(feature.hook, feature.feature),
         density=density,
-        label=label,
+        label=label_words(feature.label, feature.label_source, feature.label_score),
         promoted=tuple(text.token(t) for t in feature.promoted_tokens[:N_TOKENS]),
         suppressed=tuple(text.token(t) for t in feature.suppressed_tokens[:N_TOKENS]),
         contexts=tuple(_context(context) for context in ranked[:N_CONTEXTS]),
+    )
+
+
+def label_words(label: str | None, source: str | None, score: LabelScore | None) -> str:
+    """A label, never without where it comes from and how well it fits."""
+    if not label:
+        return "no label"
+    return f"label “{text.name(label)}”, source: {text.stated(source)}, {score_words(score)}"
+
+
+def score_words(score: LabelScore | None) -> str:
+    """`detection 0.71 (balanced accuracy on 20 + 20 held-out contexts, judge token overlap)`."""
+    if score is None or score.balanced_accuracy is None:
+        reason = f" ({text.name(score.not_measured)})" if score and score.not_measured else ""
+        return f"detection not measured{reason}"
+    n = f"{score.n_firing}{text.NBSP}+{text.NBSP}{score.n_other}"
+    return (
+        f"detection {text.number(score.balanced_accuracy, 2)} (balanced accuracy, guessing 0.50, on {n} "
+        f"held-out contexts; judge {text.name(score.judge).replace('_', ' ')})"
     )
 
 

@@ -143,7 +143,10 @@ def _not_shown(inputs: Inputs) -> tuple[str, ...]:
             "That any SAE feature or circuit causes a failure mode: no circuit reached the grade “confirmed”."
         )
     else:
-        out.append("What a feature means. Tokens and contexts are evidence; no label was invented.")
+        out.append(
+            "What a feature means. Tokens and contexts are evidence; a label is a guess, with its source and "
+            "score."
+        )
     if results.model.upstream and not results.model.upstream_verified:
         out.append("Anything about the upstream model: the weights that ran are another file.")
     return tuple(out)

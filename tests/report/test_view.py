@@ -160,3 +160,38 @@ def test_the_digest_of_results_json_is_the_default(run: Run) -> None:
     expected = hashlib.sha256(r.json_text(run.results).encode()).hexdigest()
     assert build_view(run.results).cover.results_sha256 == expected
     assert build_view(run.results, results_sha256="a" * 64).cover.results_sha256 == "a" * 64
+
+
+@pytest.mark.parametrize(
+    ("score", "words"),
+    [
+        (None, "detection not measured"),
+        (
+            r.LabelScore(judge="token_overlap", balanced_accuracy=0.7125, n_firing=20, n_other=20),
+            "detection 0.71 (balanced accuracy, guessing 0.50, on 20 + 20 held-out contexts; "
+            "judge token overlap)",
+        ),
+        (
+            r.LabelScore(judge="x", balanced_accuracy=None, n_firing=1, n_other=9, not_measured="too few"),
+            "detection not measured (too few)",
+        ),
+    ],
+)
+def test_no_label_is_shown_without_its_source_and_score(
+    run: Run, score: r.LabelScore | None, words: str
+) -> None:
+    changed = {"label": "capital cities", "label_source": "neuronpedia", "label_score": score}
+    features = tuple(f.model_copy(update=changed) for f in run.results.features)
+    view = build_view(run.results.model_copy(update={"features": features}))
+    assert all(
+        f"“capital cities”, source: neuronpedia, {words}" in plain(c.label) for c in view.causes.features
+    )
+    short = {0.7125: "(neuronpedia; 0.71, n = 40)"}.get(score.balanced_accuracy or 0.0 if score else 0.0)
+    for mode in view.causes.modes:
+        figures = [f.circuit for f in mode.failures] + [c.figure for c in mode.circuits]
+        for figure in figures:
+            assert "“capital cities”" in figure.svg
+            assert (short or "(neuronpedia; detection not measured)") in plain(figure.caption)
+    for mode in view.causes.modes:
+        for circuit in mode.circuits:
+            assert all(words in plain(row[3]) for row in circuit.nodes.rows)
