@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from evalkit.records import Attribution, CircuitEdge, InterventionRecord
+from evalkit.records import Attribution, CircuitEdge, InterventionRecord, Node
 
 
 def sample_edges(attribution: Attribution, nodes: Collection[str]) -> tuple[CircuitEdge, ...]:
@@ -28,6 +28,36 @@ def sample_edges(attribution: Attribution, nodes: Collection[str]) -> tuple[Circ
         for e in attribution.edges
         if e.confirmed_activation is not None and e.source in nodes and e.target in nodes
     )
+
+
+def unsupported(attribution: Attribution, rows: Sequence[InterventionRecord]) -> str | None:
+    """The first confirmed edge that the failure's ledger lines do not give; None: all are given.
+
+    Its change must be that of its source's line, its effect that change × what the target was measured to
+    move the margin per unit (ablation; for a target that is off, the move to its contrast value).
+    """
+    readings = {r.nodes[0]: r for r in rows if r.purpose == "edge" and r.circuit is None}
+    nodes = {n.id: n for n in attribution.nodes}
+    for e in attribution.edges:
+        if e.confirmed_activation is None:
+            continue
+        line, target = readings.get(e.source), nodes.get(e.target)
+        if line is None or target is None or e.target not in line.targets or line.baseline != e.baseline:
+            return f"{e.source} → {e.target}: no intervention measured it"
+        before, after = line.targets[e.target]
+        if before - after != e.confirmed_activation:
+            return f"{e.source} → {e.target}: its intervention gives another change"
+        if e.effect_nats != _effect(e.confirmed_activation, target):
+            return f"{e.source} → {e.target}: the target's measured effect gives another effect"
+    return None
+
+
+def _effect(change: float, target: Node) -> float | None:
+    if target.activation != 0:
+        return None if target.confirmed_nats is None else change * (target.confirmed_nats / target.activation)
+    if not target.baseline_activation:
+        return None
+    return change * ((target.contrast_nats or 0.0) / -target.baseline_activation)
 
 
 def shared_edges(

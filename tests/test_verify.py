@@ -225,22 +225,76 @@ def test_a_forged_figure_is_found_by_computing_it_again(
     assert place in refusal(copy)
 
 
-def test_a_forged_record_is_found_although_every_digest_was_computed_again(copy: Path) -> None:
-    lines = lines_of(copy / "samples.jsonl")
-    changed = next(line for line in lines if line["score"]["outcome"] == "fail")
-    changed["score"]["outcome"] = "pass"
-    head = hashlib.sha256((copy / "plan.json").read_bytes()).hexdigest()
+def rewrite(run: Path, name: str, lines: list[dict[str, Any]]) -> None:
+    """Write a chain anew with every digest computed again, as a forger would."""
+    head = hashlib.sha256((run / "plan.json").read_bytes()).hexdigest()
     written = []
     for line in lines:
         line["previous"] = head
         written.append(json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode())
         head = hashlib.sha256(written[-1]).hexdigest()
-    (copy / "samples.jsonl").write_bytes(b"".join(line + b"\n" for line in written))
-    found = results_of(copy)
-    found["run"]["heads"]["samples.jsonl"] = head
-    (copy / "results.json").write_text(json.dumps(found), "utf-8")
-    (copy / "report.pdf").unlink()
+    (run / name).write_bytes(b"".join(line + b"\n" for line in written))
+    found = results_of(run)
+    found["run"]["heads"][name] = head
+    (run / "results.json").write_text(json.dumps(found), "utf-8")
+    (run / "report.pdf").unlink(missing_ok=True)
+
+
+def test_a_forged_record_is_found_although_every_digest_was_computed_again(copy: Path) -> None:
+    lines = lines_of(copy / "samples.jsonl")
+    changed = next(line for line in lines if line["score"]["outcome"] == "fail")
+    changed["score"]["outcome"] = "pass"
+    rewrite(copy, "samples.jsonl", lines)
     assert "is not what the records give" in refusal(copy)
+
+
+def stronger_change(edge: dict[str, Any]) -> None:
+    edge["confirmed_activation"] *= 2
+
+
+def stronger_effect(edge: dict[str, Any]) -> None:
+    edge["effect_nats"] += 0.5
+
+
+def another_source(edge: dict[str, Any]) -> None:
+    edge["source"] = edge["target"]
+
+
+@pytest.mark.parametrize(
+    ("forge", "message"),
+    [
+        (stronger_change, "its intervention gives another change"),
+        (stronger_effect, "the target's measured effect gives another effect"),
+        (another_source, "no intervention measured it"),
+    ],
+)
+def test_a_forged_edge_is_found_although_everything_else_agrees(
+    copy: Path, forge: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    """The forger changes the attribution, the results that repeat it, and every digest."""
+    lines = lines_of(copy / "attributions.jsonl")
+    at = next(
+        n
+        for n, line in enumerate(lines)
+        for e in line["attribution"]["edges"]
+        if e["effect_nats"] is not None
+    )
+    confirmed = [e for e in lines[at]["attribution"]["edges"] if e["effect_nats"] is not None]
+    forge(confirmed[0])
+    found = results_of(copy)
+    sample = next(s for s in found["samples"] if s["id"] == lines[at]["sample"])
+    sample["attribution"] = lines[at]["attribution"]
+    for circuit in found["circuits"]:
+        if circuit["sample"] == sample["id"]:
+            kept = {n["id"] for n in circuit["nodes"]}
+            circuit["edges"] = [
+                {**dict.fromkeys(("discovery_activation", "n", "n_same_sign")),
+                 **{k: e[k] for k in ("source", "target", "effect_nats", "confirmed_activation")}}
+                for e in confirmed if e["source"] in kept and e["target"] in kept
+            ]  # fmt: skip
+    (copy / "results.json").write_text(json.dumps(found), "utf-8")
+    rewrite(copy, "attributions.jsonl", lines)
+    assert message in refusal(copy)
 
 
 def test_a_pdf_that_carries_other_results_is_found(copy: Path) -> None:

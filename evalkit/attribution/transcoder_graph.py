@@ -277,40 +277,34 @@ def _contract(g: Float[Tensor, "target pos d_model"], vectors: Tensor) -> Float[
 
 def _attention(block: Block, g: Float[Tensor, "target pos d_model"]) -> Float[Tensor, "target pos d_model"]:
     """Backward through attention with its pattern held, and the norm before it."""
-    n_heads, reach = block.pattern.shape[0], g.shape[1]
-    headed = (g @ block.W_o).reshape(
-        *g.shape[:2], n_heads, block.W_o.shape[1] // n_heads
-    )  # [target, query, head, d_head]
+    n_targets, reach, _ = g.shape
+    n_heads, d_head = block.pattern.shape[0], block.W_o.shape[1] // block.pattern.shape[0]
+    headed = (g @ block.W_o).reshape(n_targets, reach, n_heads, d_head)
     value = torch.einsum("hqk,tqhd->tkhd", block.pattern[:, :reach, :reach], headed)
-    return _from_values(block, value)
+    n_kv = block.W_v.shape[0] // d_head  # query heads that share a value head are summed
+    grouped = value.reshape(n_targets, reach, n_kv, n_heads // n_kv, d_head).sum(3).flatten(2)
+    back: Tensor = (grouped @ block.W_v) * block.norm_attention[:reach]
+    return back
 
 
 def _first_step(block: Block, new: Sequence[_Target], reach: int) -> Float[Tensor, "target pos d_model"]:
-    """The same for targets that read this block's MLP input, whose gradient has one position."""
+    """The same for targets that read this block's MLP input, together with what they read.
+
+    Their gradient has one position, so each head gives one vector, spread over positions by its pattern.
+    """
     g = torch.zeros(len(new), reach, block.W_o.shape[0])
     if not new:
         return g
     at = torch.tensor([t.position for t in new])
     read = torch.stack([t.vector for t in new]) * block.norm_mlp[at]
-    n_heads = block.pattern.shape[0]
-    headed = (read @ block.W_o).reshape(
-        len(new), n_heads, block.W_o.shape[1] // n_heads
-    )  # [target, head, d_head]
-    pattern = block.pattern[:, at, :reach]  # [head, target, key]
-    value = torch.einsum("htk,thd->tkhd", pattern, headed)
-    g[torch.arange(len(new)), at] = read
-    return g + _from_values(block, value)
-
-
-def _from_values(
-    block: Block, value: Float[Tensor, "target key head d_head"]
-) -> Float[Tensor, "target key d_model"]:
-    """Sum query heads that share a value head, then back through the value weights and the norm."""
-    n_targets, reach, n_heads, width = value.shape
-    n_kv = block.W_v.shape[0] // width
-    grouped = value.reshape(n_targets, reach, n_kv, n_heads // n_kv, width).sum(3).flatten(2)
-    back: Tensor = (grouped @ block.W_v) * block.norm_attention[:reach]
-    return back
+    n_heads, d_head = block.pattern.shape[0], block.W_o.shape[1] // block.pattern.shape[0]
+    headed = (read @ block.W_o).reshape(len(new), n_heads, d_head)
+    W_v = block.W_v.reshape(-1, d_head, block.W_v.shape[1])
+    W_v = W_v.repeat_interleave(n_heads // len(W_v), 0)  # [head, d_head, d_model]
+    vectors = torch.einsum("thd,hde->the", headed, W_v)
+    g = torch.einsum("htk,the->tke", block.pattern[:, at, :reach], vectors) * block.norm_attention[:reach]
+    g[torch.arange(len(new)), at] += read
+    return g
 
 
 def _by_place(

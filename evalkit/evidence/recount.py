@@ -1,7 +1,8 @@
 """Levels 1 and 2 on a run's records: do they belong together, and do they give results.json?
 
 1. results.json names the run, suite, model and SAEs of plan.json and manifest.json, and the chains' heads.
-2. Every count, interval, circuit, sentence and verdict is computed again from the records and compared.
+2. Every count, interval, circuit, sentence and verdict is computed again from the records and compared;
+   every confirmed edge of a failure follows from its intervention.
    Features: which ones are named is computed again; their densities, contexts and tokens come from weights
    and are compared at level 4. Figures on scorers: compared with those that this evalkit ships.
 """
@@ -13,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from evalkit import gate
+from evalkit.circuit_edges import unsupported
 from evalkit.digests import digest_code, digest_list, digest_record
 from evalkit.errors import EvidenceError
 from evalkit.evidence.checks import Check
-from evalkit.records import GateReport, Record, Results
+from evalkit.records import GateReport, InterventionRecord, Record, Results
 from evalkit.results import described_features, is_complete, scorers_of, tally
 from evalkit.scorers.validation import shipped_validations
 from evalkit.store import StoredRun
@@ -44,6 +46,7 @@ def check_figures(run: StoredRun, results: Results) -> Iterator[Check]:
         EvidenceError: a figure is not what the records give; it is named.
     """
     yield from _recount(run, results)
+    yield _edges(run)
     yield _gate_file(run, results)
     yield _features(run, results)
     yield _scorers(run, results)
@@ -107,6 +110,20 @@ def _recount(run: StoredRun, results: Results) -> Iterator[Check]:
             "another evalkit made the run, and results.json does not state, so not checked: "
             + ", ".join(sorted(unstated)),
         )
+
+
+def _edges(run: StoredRun) -> Check:
+    """Every confirmed edge of an attribution follows from a ledger line."""
+    ledger: dict[str, list[InterventionRecord]] = {}
+    for r in run.interventions:
+        ledger.setdefault(r.sample, []).append(r)
+    n_edges = 0
+    for record in run.attributions:
+        wrong = unsupported(record.attribution, ledger.get(record.sample, ()))
+        if wrong is not None:
+            raise EvidenceError(f"{run.folder / 'attributions.jsonl'}: {record.sample}: edge {wrong}")
+        n_edges += sum(e.confirmed_activation is not None for e in record.attribution.edges)
+    return Check(2, "OK", f"{n_edges} edges of failures: each follows from its intervention")
 
 
 def _made_here(results: Results) -> bool:
