@@ -6,6 +6,7 @@ from evalkit.report import judging, text
 from evalkit.report.nouns import Column, Definition, Fact, Inputs, Table
 
 N_CLAIMS = 40
+N_EVIDENCE = 3
 
 GLOSSARY = (
     Definition("Sample", "One prompt of one probe in one context."),
@@ -66,7 +67,7 @@ def claims(inputs: Inputs) -> Table:
             c.type,
             text.clipped(c.sentence, 600),
             c.grade,
-            text.clipped(", ".join(c.evidence), 160),
+            _evidence(c.evidence),
         )
         for c in inputs.results.claims[:N_CLAIMS]
     )
@@ -84,7 +85,15 @@ def claims(inputs: Inputs) -> Table:
         columns,
         rows,
         note if rows else "The run states no claims beyond the figures of sections 6 and 7.",
+        may_split=True,
     )
+
+
+def _evidence(records: tuple[str, ...]) -> str:
+    """The first records that a claim rests on, and how many more."""
+    shown = text.clipped(", ".join(records[:N_EVIDENCE]), 160)
+    more = len(records) - N_EVIDENCE
+    return f"{shown} and {text.count(more)} more" if more > 0 else shown
 
 
 def limits(inputs: Inputs) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ def scorers(inputs: Inputs) -> Table:
             "No scorer was validated against labelled examples in this run: not measured. "
             "A choice probe needs no judge, since its outcome is the sign of the margin."
         )
-    return Table("Validation of the scorers", columns, tuple(rows), note)
+    return Table("Validation of the scorers", columns, tuple(rows), note, may_split=True)
 
 
 def environment(inputs: Inputs) -> tuple[Fact, ...]:

@@ -195,3 +195,12 @@ def test_no_label_is_shown_without_its_source_and_score(
     for mode in view.causes.modes:
         for circuit in mode.circuits:
             assert all(words in plain(row[3]) for row in circuit.nodes.rows)
+
+
+def test_a_long_table_of_claims_runs_over_the_page_instead_of_leaving_one_empty(
+    run: Run, view: ReportView
+) -> None:
+    assert view.claims.may_split
+    claim = run.results.claims[0].model_copy(update={"evidence": tuple(f"r{i}" for i in range(9))})
+    changed = build_view(run.results.model_copy(update={"claims": (claim,)}))
+    assert changed.claims.rows[0][-1] == "r0, r1, r2 and 6 more"
