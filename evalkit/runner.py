@@ -18,6 +18,7 @@ from evalkit.failures import attribute, locate, one_by_one_on_error, probe_modes
 from evalkit.models.cache import Progress, Step
 from evalkit.planning import Options, Prepared
 from evalkit.records import (
+    AttributionRecord,
     Batch,
     Feature,
     GateReport,
@@ -197,7 +198,7 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
         circuits=tallied.circuits,
         claims=tallied.claims,
         gates=(),
-        features=tuple(_describe(prepared, store)),
+        features=tuple(describe_features(prepared, store.attributions)),
         scorer_validation=tuple(v for name in sorted(scorers_of(plan)) for v in shipped_validations(name)),
         environment=manifest.environment,
         notes=tallied.notes,
@@ -211,9 +212,9 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
     return results
 
 
-def _describe(prepared: Prepared, store: RunStore) -> list[Feature]:
+def describe_features(prepared: Prepared, attributions: Sequence[AttributionRecord]) -> list[Feature]:
     """Evidence for the strongest certified features of every failure."""
-    wanted = described_features(store.attributions)
+    wanted = described_features(attributions)
     evidence = {hook: read_evidence(folder) for hook, folder in prepared.sae_folders.items()}
     found = describe(prepared.model, prepared.saes, wanted, prepared.prompts, evidence)
     return labelled(found, prepared.labels)

@@ -63,13 +63,19 @@ def check_signed(folder: Path) -> Check | None:
         raise EvidenceError(f"{path}: does not begin with report.pdf; it signs another report")
     if _pyhanko() is None:
         return Check(1, "NOTE", f"{SIGNED}: begins with report.pdf; its signature needs evalkit-audit[pades]")
+    from pyhanko.pdf_utils.misc import PdfError
     from pyhanko.pdf_utils.reader import PdfFileReader
     from pyhanko.sign.validation import validate_pdf_signature
+    from pyhanko.sign.validation.errors import SignatureValidationError
     from pyhanko.sign.validation.status import SignatureCoverageLevel
 
-    [signature] = PdfFileReader(io.BytesIO(data)).embedded_signatures
-    status = validate_pdf_signature(signature)
-    if not (status.intact and status.valid and status.coverage == SignatureCoverageLevel.ENTIRE_FILE):
+    try:
+        [signature] = PdfFileReader(io.BytesIO(data)).embedded_signatures
+        status = validate_pdf_signature(signature)
+        covered = status.intact and status.valid and status.coverage == SignatureCoverageLevel.ENTIRE_FILE
+    except (PdfError, SignatureValidationError, ValueError):  # none, several, or none that can be read
+        covered = False
+    if not covered:
         raise EvidenceError(f"{path}: its signature does not cover the file as it is")
     name = signature.signer_cert.subject.human_friendly
     return Check(1, "OK", f"{SIGNED}: signed by {name}; whether to trust that certificate is yours to decide")
