@@ -22,11 +22,11 @@ Context = Literal["neutral", "test", "deployment"]
 Modality = Literal["text", "audio", "vision", "scripted"]
 Baseline = Literal["ablation", "contrast"]
 Purpose = Literal[
-    "certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer", "multiverse",
+    "certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer", "multiverse", "test",
 ]  # fmt: skip
 ControlKind = Literal[
     "none", "frozen_random", "residual_coordinate", "dense_neuron", "matched_random", "random_direction",
-    "whole_stream",
+    "whole_stream", "difference_of_means", "linear_probe",
 ]  # fmt: skip
 Estimator = Literal["plain", "held", "both"]
 VerdictMetric = Literal["flip", "margin"]
@@ -162,6 +162,10 @@ class AttributionSpec(Record):
     """Derive mode circuits again under every declared specification. `auto`: only confirmed ones."""
     max_hooks: Annotated[int, Field(ge=1, le=64)] = 4
     """`hook: auto`: at most so many SAEs of the families are used."""
+    doses: tuple[float, ...] = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 4.0)
+    """Factors by which a mode circuit's features are scaled on held-out samples; empty: none."""
+    rivals: bool = True
+    """Put a difference of means and a linear probe through the same path as a mode circuit."""
 
 
 class Suite(Record):
@@ -597,6 +601,11 @@ class InterventionRecord(Record):
     """KL divergence of the passing twin's next token under the same change, nats."""
     targets: dict[str, tuple[float, float]] = {}
     """`edge` only: node at the next hook → its activation before and after."""
+    dose: float | None = None
+    """`steer` only: the features' values were multiplied by this. Baseline `contrast`: a twin's were set to
+    this multiple of the failing sample's."""
+    twin_outcome: Outcome | None = None
+    """What the passing twin became under the same change, where it was scored again."""
     shortlisted: tuple[str, ...] = ()
     """`multiverse` only: where estimators ranked the node, as `split/estimator/rank`, if this certificate
     counted there."""
@@ -807,6 +816,90 @@ class Control(Record):
     n: Count
     n_flipped: Count
     rate: Rate | None
+    collateral_kl: float | None = None
+    """Mean KL divergence on passing twins at the circuit's size, over the sets, nats."""
+    n_flipped_equal: Count | None = None
+    """Most flips of one set at a size whose mean collateral is at most the circuit's; None: no such size."""
+    size_equal: Count | None = None
+    """The size at which it reaches them."""
+
+
+class Rival(Record):
+    """Another account of the failure, fitted on the discovery half; it need not lose."""
+
+    kind: ControlKind
+    size: Count
+    """Directions (one per hook and role) whose component was set to its mean over passing twins."""
+    n: Count
+    n_flipped: Count
+    n_broken: Count
+    rate: Rate | None
+    ci_low: Rate | None
+    ci_high: Rate | None
+    collateral_kl: float | None
+    n_flipped_equal: Count | None = None
+    """Most flips at a size whose mean collateral is at most the circuit's."""
+    size_equal: Count | None = None
+
+
+class DosePoint(Record):
+    """Held-out samples after the circuit's features were scaled."""
+
+    nodes: str
+    """`circuit`, or the id of the one node that was scaled."""
+    subject: Literal["failure", "twin", "twin_given"]
+    """`failure`, `twin`: own values times the dose. `twin_given`: the failing sample's times the dose."""
+    dose: float
+    n: Count
+    n_flipped: Count
+    """Failures that now pass; twins that now fail."""
+    n_broken: Count
+    rate: Rate | None
+    ci_low: Rate | None
+    ci_high: Rate | None
+    margin_change_nats: float | None
+    """Mean change of the failure margin; positive leans further to failing."""
+    margin_low: float | None
+    margin_high: float | None
+    collateral_kl: float | None
+
+
+class LedgerRow(Record):
+    """What switching off a circuit's worth of nodes did to held-out failures and to their passing twins."""
+
+    kind: ControlKind
+    n_sets: Count
+    n: Count
+    """Failures, times sets."""
+    n_fixed: Count
+    n_broken: Count
+    n_unchanged: Count
+    fixed_low: Rate | None
+    fixed_high: Rate | None
+    n_twins: Count
+    """Passing twins that were scored again, times sets."""
+    n_twins_failing: Count
+    n_twins_broken: Count
+    n_twins_unchanged: Count
+    harmed_low: Rate | None
+    """Interval of the share of twins that fail or break."""
+    harmed_high: Rate | None
+
+
+class FeatureTest(Record):
+    """One tested shared feature: its exact effect on held-out failures against their passing twins."""
+
+    node: str
+    n: Count
+    """Pairs."""
+    difference_nats: float | None
+    """Mean of effect on the failure − effect on its twin."""
+    ci_low: float | None
+    ci_high: float | None
+    p_value: Rate
+    """Wilcoxon's signed-rank test; valid after selection, which saw the other half only."""
+    q_value: Rate
+    """Benjamini–Hochberg over all features tested for the circuit."""
 
 
 class Specification(Record):
@@ -889,6 +982,12 @@ class Circuit(Record):
     """Least lower bound of the lead over a negative control, as a share of held-out failures."""
     lead_high: float | None = None
     multiverse: Multiverse | None = None
+    rivals: tuple[Rival, ...] = ()
+    doses: tuple[DosePoint, ...] = ()
+    ledger: tuple[LedgerRow, ...] = ()
+    """Fixed, broken, unchanged, at the circuit's size."""
+    tests: tuple[FeatureTest, ...] = ()
+    """Every shared feature that was measured exactly on the discovery half."""
 
 
 class Claim(Record):

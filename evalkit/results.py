@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit import stats
+from evalkit.aftermath import with_aftermath
 from evalkit.circuits import mode_circuits, sample_circuits
 from evalkit.located import choose_hooks, located
 from evalkit.multiverse import explored
@@ -73,7 +74,10 @@ def tally(
     results = _sample_results(plan, samples, {a.sample: a for a in attributions})
     circuits = (
         *sample_circuits(results, interventions),
-        *explored(plan, results, interventions, mode_circuits(results, interventions, plan.thresholds)),
+        *with_aftermath(
+            explored(plan, results, interventions, mode_circuits(results, interventions, plan.thresholds)),
+            interventions,
+        ),
     )
     modes = tuple(
         _failure_mode(plan, mode, results, circuits, interventions)

@@ -25,6 +25,8 @@ class Setting(NamedTuple):
     """In the padded batch."""
     feature: int
     value: float
+    scale: float | None = None
+    """The feature's value at that moment times this is added to `value`, which is then zero."""
 
 
 class Change(NamedTuple):
@@ -124,11 +126,13 @@ def set_features(sae: Sae, settings: Sequence[tuple[int, Setting]], start: int) 
     which = torch.tensor([cell_of[(row, s.position)] for row, s in settings])
     features = torch.tensor([s.feature for _, s in settings])
     values = torch.tensor([s.value for _, s in settings], dtype=torch.float32)
+    scales = torch.tensor([0.0 if s.scale is None else s.scale for _, s in settings], dtype=torch.float32)
 
     def edit(x: Tensor) -> Tensor:
         here = x[rows, positions].float()
         now = sae.encode(here)[which, features]
-        step = (values.to(now.device) - now)[:, None] * sae.W_dec[features].float()
+        target = values.to(now.device) + scales.to(now.device) * now  # a scaled feature's value is zero
+        step = (target - now)[:, None] * sae.W_dec[features].float()
         step = step * sae.output_scale(here)[which]
         moved = here.index_add(0, which.to(here.device), step)
         x = x.clone()

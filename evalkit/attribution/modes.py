@@ -10,7 +10,9 @@ For one failure mode (DESIGN §5, "Two levels"; the arithmetic of ranking and gr
    twins; the ceiling moves the whole stream at the circuit's hooks and roles to the twin's;
 4. edges between the frozen nodes, on failures of both halves (`mode_edges.py`);
    sufficiency: give the passing twins the failing values at the circuit's nodes; who fails now?
-5. every negative control goes through 1–3 unchanged; unselected draws of active features are shown.
+5. every negative control and both rivals go through 1–3 unchanged; unselected draws of active features
+   are shown;
+6. every measured feature is tested on the held-out pairs, and the circuit is steered by declared doses.
 """
 
 from __future__ import annotations
@@ -24,8 +26,6 @@ import torch
 from evalkit.attribution.attribute import (
     Bench,
     Coders,
-    collateral_kl,
-    contrast_places,
     decide,
     effects_of,
     has_baseline,
@@ -33,13 +33,21 @@ from evalkit.attribution.attribute import (
     make_bench,
     move_streams,
     positions_of_role,
-    row_of,
     tabulate_all,
 )
 from evalkit.attribution.cases import Case, Contrast
-from evalkit.attribution.certify import Change, Setting, rerun_changes
+from evalkit.attribution.certify import Change, rerun_changes
 from evalkit.attribution.mode_edges import measure_shared_edges
+from evalkit.attribution.rivals import fit_rivals
 from evalkit.attribution.shared import ESTIMATES, Moving, Totals, moving, role_sums, zeroed
+from evalkit.attribution.steering import (
+    given,
+    scaled_twin,
+    steer,
+    twin_effects,
+    twin_margins,
+    twin_margins_after,
+)
 from evalkit.circuits import in_turn, own_size, rank_shared, shared_id, split_shared
 from evalkit.models.adapter import Prompt, StreamModel
 from evalkit.plugins import Probe
@@ -47,6 +55,7 @@ from evalkit.records import AttributionSpec, InterventionRecord, Outcome
 from evalkit.saes.coder import Sae
 from evalkit.splits import DISCOVERY
 
+SINGLE_NODES = 2  # chosen: strongest nodes of a circuit that are steered alone
 BENCH = 8  # failures captured at once
 
 
@@ -87,7 +96,8 @@ def measure_mode(
     )
     held_out = Half(_benches(model, mode, mode.held_out, prompts, audited.saes, seed), set())
     ledger: list[InterventionRecord] = []
-    for coders in (audited, *controls):
+    rivals = fit_rivals(discovery.benches, discovery.failing, audited.saes) if spec.rivals else []
+    for coders in (audited, *controls, *rivals):
         certified = _choose(mode, discovery, coders, spec.confirm)
         ledger += certified
         nodes = [r.node for r in rank_shared(certified, discovery.failing, (coders.kind, coders.seed))]
@@ -97,6 +107,8 @@ def measure_mode(
             ledger += _ceiling(mode, held_out, nodes[: size or 0])
             ledger += _sufficiency(mode, held_out, coders, nodes, mode.sizes)
             ledger += _edges(mode, discovery, held_out, coders, nodes[: size or 0])
+            ledger += _tests(mode, held_out, coders, list(dict.fromkeys(r.nodes[0] for r in certified)))
+            ledger += _steering(mode, held_out, coders, nodes[: size or 0], spec.doses)
             ledger += _matched(mode, discovery, held_out, coders, nodes[: size or 0], size, seed)
     return ledger
 
@@ -185,8 +197,8 @@ def _test_sets(
         for i, result in zip(batch, decide(bench, run, cases), strict=True):
             decided[moving[i]] = result
     twins = [(i, None if drop else _zero_twin(bench, c, nodes)) for i, (c, _, nodes) in enumerate(jobs)]
-    collateral = collateral_kl(bench, coders.saes, {i: t for i, t in twins if t is not None and t.settings})
-    return [
+    after = twin_effects(bench, coders, {i: (jobs[i][0], t) for i, t in twins if t is not None})
+    lines = [
         ledger_line(
             bench,
             c,
@@ -195,10 +207,14 @@ def _test_sets(
             nodes,
             size,
             *decided.get(i, ("fail", bench.margin(c))),
-            collateral=collateral.get(i),
+            collateral=after[i].collateral_kl if i in after else None,
             circuit=mode.name,
         )
         for i, (c, size, nodes) in enumerate(jobs)
+    ]
+    return [
+        line.model_copy(update={"twin_outcome": after[i].outcome}) if i in after else line
+        for i, line in enumerate(lines)
     ]
 
 
@@ -221,16 +237,7 @@ def _zero_twin(bench: Bench, c: int, nodes: Sequence[str]) -> Change | None:
     contrast = bench.cases[c].contrast
     if contrast.kind != "twin" or bench.other_run is None:
         return None
-    row = bench.others[contrast.samples[0]]
-    offset = bench.other_run.offset(row)
-    roles = bench.other_prompts[contrast.samples[0]].roles
-    settings = [
-        Setting(hook, p + offset, feature, 0.0)
-        for hook, role, feature in map(split_shared, nodes)
-        for p, r in enumerate(roles)
-        if r == role and bench.other_decomposed[hook][row][p]
-    ]
-    return Change(row, tuple(settings))
+    return Change(bench.others[contrast.samples[0]], scaled_twin(bench, c, nodes, 0.0))
 
 
 def _ceiling(mode: ModeInput, half: Half, nodes: Sequence[str]) -> list[InterventionRecord]:
@@ -278,7 +285,8 @@ def _sufficiency(
             (c, size, change)
             for c in range(len(bench.cases))
             for size in sizes
-            if (change := _given(bench, c, coders, nodes[:size])) is not None and change.settings
+            if bench.cases[c].contrast.kind == "twin"
+            and (change := _give(bench, c, coders, nodes[:size])).settings
         ]
         for batch, run in rerun_changes(bench.model, bench.other_run, coders.saes, [j[2] for j in jobs]):
             for i, (outcome, margin) in zip(
@@ -302,21 +310,8 @@ def _sufficiency(
     return records
 
 
-def _given(bench: Bench, c: int, coders: Coders, nodes: Sequence[str]) -> Change | None:
-    contrast = bench.cases[c].contrast
-    if contrast.kind != "twin" or bench.other_run is None:
-        return None
-    row = bench.others[contrast.samples[0]]
-    offset = bench.other_run.offset(row)
-    places = contrast_places(bench, c, contrast.samples[0])
-    settings = []
-    for hook, role, feature in map(split_shared, nodes):
-        stream = row_of(bench.captured.run, hook, c)
-        for p in positions_of_role(bench, c, hook, role):
-            if places[p] >= 0 and bench.other_decomposed[hook][row][places[p]]:
-                value = float(coders.saes[hook].encode(stream[p].float())[feature])
-                settings.append(Setting(hook, places[p] + offset, feature, value))
-    return Change(row, tuple({(s.hook, s.position, s.feature): s for s in settings}.values()))
+def _give(bench: Bench, c: int, coders: Coders, nodes: Sequence[str]) -> Change:
+    return Change(bench.others[bench.cases[c].contrast.samples[0]], given(bench, c, coders, nodes))
 
 
 def _edges(
@@ -331,6 +326,45 @@ def _edges(
                 if half is held_out or case.sample.id in half.failing
             ]  # fmt: skip
             records += measure_shared_edges(mode.name, bench, failing, coders, nodes)
+    return records
+
+
+def _steering(
+    mode: ModeInput, half: Half, coders: Coders, nodes: Sequence[str], doses: Sequence[float]
+) -> list[InterventionRecord]:
+    """The circuit, and its strongest nodes alone, at every dose; a generated answer costs more, so fewer."""
+    generated = any(b.cases[0].pair.per_token for b in half.benches)
+    singles = [(n,) for n in nodes[: 0 if generated or len(nodes) < 2 else SINGLE_NODES]]
+    if not nodes or not doses:
+        return []
+    return steer(mode.name, half.benches, coders, [tuple(nodes), *singles], doses)
+
+
+def _tests(mode: ModeInput, half: Half, coders: Coders, nodes: Sequence[str]) -> list[InterventionRecord]:
+    """Each tested feature's exact effect on every held-out failure, and on its passing twin after it."""
+    records = []
+    for bench in half.benches:
+        paired = [c for c, case in enumerate(bench.cases) if case.contrast.kind == "twin"]
+        if not paired:
+            continue
+        jobs = [(c, node) for c in paired for node in nodes]
+        changes = [_without_inactive(bench, coders, zeroed(bench, c, [node]), drop=True) for c, node in jobs]
+        moved = [i for i, change in enumerate(changes) if change.settings]
+        effects = dict(zip(moved, effects_of(bench, coders.saes, [changes[i] for i in moved]), strict=True))
+        twins = {i: t for i, (c, node) in enumerate(jobs) if (t := _zero_twin(bench, c, [node])) is not None}
+        before = twin_margins(bench, paired)
+        after = twin_margins_after(bench, coders, {i: (jobs[i][0], t) for i, t in twins.items()})
+        for i, (c, node) in enumerate(jobs):
+            line = ledger_line(
+                bench, c, coders, "test", [node], 1, None, bench.margin(c) - effects.get(i, 0.0),
+                circuit=mode.name,
+            )  # fmt: skip
+            twin = {
+                "sample": bench.cases[c].contrast.samples[0],
+                "margin_before_nats": before[c],
+                "margin_after_nats": after.get(i, before[c]),
+            }
+            records += [line, line.model_copy(update=twin)]
     return records
 
 
