@@ -298,7 +298,9 @@ def _attribute(prepared: Prepared, batch: Sequence[Case], controls: Sequence[Cod
             cases,
             prepared.prompts,
             Coders("none", None, prepared.saes),
-            [c for c in controls if c.kind != "random_direction"],  # a control of mode circuits
+            [
+                c for c in controls if c.kind not in ("random_direction", "dense_neuron")
+            ],  # of mode circuits only
             prepared.plan.suite.attribution,
             [int(s) for s in grid],
             prepared.plan.seed,
@@ -321,7 +323,10 @@ def _controls(prepared: Prepared, cases: Sequence[Case]) -> list[Coders]:
         kept = decomposed_rows(run, hook, prepared.saes[hook].card, len(prompts))
         return torch.cat([r[torch.tensor(k)] for r, k in zip(rows, kept, strict=True)]).float()
 
-    return planning.control_coders(prepared.saes, prepared.plan, streams)
+    controls = planning.control_coders(prepared.saes, prepared.plan, streams)
+    if "dense_neuron" in prepared.plan.grid["controls"]:
+        controls.append(planning.neuron_coders(prepared.saes, prepared.model))
+    return controls
 
 
 def one_by_one_on_error(

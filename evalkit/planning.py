@@ -44,7 +44,7 @@ from evalkit.records import (
 )
 from evalkit.saes import catalogue
 from evalkit.saes.coder import Sae
-from evalkit.saes.floors import frozen_random, random_directions, residual_coordinates
+from evalkit.saes.floors import dense_neurons, frozen_random, random_directions, residual_coordinates
 from evalkit.saes.labels import Labels, labels_for
 from evalkit.saes.loaders import holds_sae, load_sae
 from evalkit.scorers import check_sample, make_scorer
@@ -183,7 +183,12 @@ def prepare(options: Options, progress: Progress) -> Prepared:
             "sizes": tuple(map(str, sizes_within(SIZES, suite.attribution.confirm))),
             "sizes_generate": tuple(map(str, sizes_within(SIZES_GENERATE, suite.attribution.confirm))),
             "frozen_random_seeds": tuple(map(str, RANDOM_SEEDS)),
-            "controls": ("frozen_random", "residual_coordinate", "random_direction"),
+            "controls": (
+                "frozen_random",
+                "residual_coordinate",
+                "random_direction",
+                *(("dense_neuron",) if _has_neurons(model) else ()),
+            ),
             "matched_sets": (str(MATCHED_SETS), str(MATCHED_SETS_GENERATE)),
             **_multiverse_grid(suite.attribution, samples),
             "locate_hooks": swept_hooks(model.n_layers, list(opened.saes)) if opened.saes else (),
@@ -314,6 +319,20 @@ def control_coders(
         Coders("residual_coordinate", None, coordinates),
         Coders("random_direction", 0, directions),
     ]
+
+
+def _has_neurons(model: TextModel) -> bool:
+    return all(model.neuron_rows(f"layers.{n}") is not None for n in range(model.n_layers))
+
+
+def neuron_coders(saes: Mapping[str, Sae], model: TextModel) -> Coders:
+    """The MLP neurons of the blocks that write the audited streams."""
+    coders = []
+    for hook, sae in saes.items():
+        rows = model.neuron_rows(hook)
+        assert rows is not None  # the plan lists this control only where every block has them
+        coders.append(dense_neurons(sae, len(rows)))
+    return Coders("dense_neuron", None, {c.hook: c for c in coders})
 
 
 def _multiverse_grid(spec: AttributionSpec, samples: Sequence[Sample]) -> dict[str, tuple[str, ...]]:

@@ -46,6 +46,7 @@ N_DESCRIBED = 6  # chosen: features described per failure; more do not fit a pag
 _CONTROL_NAMES = {
     "frozen_random": "frozen-random SAE",
     "residual_coordinate": "residual coordinates",
+    "dense_neuron": "dense neurons",
     "random_direction": "random directions",
     "matched_random": "unselected matched features",
 }

@@ -70,3 +70,28 @@ def test_a_resumed_run_derives_the_same_again(run: Path) -> None:
     ).code in (0, 4)
     assert results_of(run)["circuits"] == before
     assert (run / "interventions.jsonl").read_bytes() == lines
+
+
+def test_the_report_prints_what_else_was_measured(run: Path) -> None:
+    page = (run / "report.html").read_text("utf-8")
+    for words in (
+        "lead over the hardest control in every specification",
+        "share of held-out samples that change their outcome, by dose",
+        "Intervention ledger of",
+        "at equal collateral",
+        "Dose–response of",
+        "Tested features of",
+        "in the other contexts",
+        "the verdict differs in",
+        "dense neurons",
+        "difference of means (rival)",
+    ):
+        assert words in page, words
+
+
+def test_every_declared_control_went_through_the_selection(run: Path) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    lines = lines_of(run / "interventions.jsonl")
+    tested = {x["control_kind"] for x in lines if x["purpose"] == "necessity" and x["circuit"]}
+    assert "dense_neuron" in plan["grid"]["controls"] and set(plan["grid"]["controls"]) <= tested
+    assert {"difference_of_means", "linear_probe"} <= tested

@@ -27,7 +27,7 @@ from evalkit.attribution.influence import Scores
 from evalkit.attribution.shortlist import Place, Side, Table, shortlist, tabulate
 from evalkit.chain import UNCHAINED
 from evalkit.circuits import MINIMUM_NODE_NATS
-from evalkit.models.adapter import PADDING, Prompt, StreamModel, StreamRun
+from evalkit.models.adapter import PADDING, Prompt, StreamModel, StreamRun, stream_of
 from evalkit.models.text import Run, TextModel
 from evalkit.plugins import Probe
 from evalkit.probes.pairs import margins_of_pairs
@@ -165,9 +165,11 @@ def make_bench(
     if needed:
         with torch.no_grad():
             other_run = model.read([prompts[i].ids for i in needed], hooks)
-    decomposed = {h: decomposed_rows(captured.run, h, saes[h].card, len(cases)) for h in hooks}
+    decomposed = {h: decomposed_rows(captured.run, stream_of(h), saes[h].card, len(cases)) for h in hooks}
     other_decomposed = {
-        h: decomposed_rows(other_run, h, saes[h].card, len(needed)) for h in hooks if other_run is not None
+        h: decomposed_rows(other_run, stream_of(h), saes[h].card, len(needed))
+        for h in hooks
+        if other_run is not None
     }
     rows = {i: n for n, i in enumerate(needed)}
     return Bench(model, probe, cases, captured, rows, other_run, prompts, decomposed, other_decomposed, seed)
@@ -183,7 +185,7 @@ def row_of(run: StreamRun, hook: str, row: int) -> Tensor:
 
 def tabulate_all(bench: Bench, saes: Mapping[str, Sae]) -> list[list[Table]]:
     """Per case, one table per hook."""
-    return [[_tabulate(bench, n, saes[h]) for h in bench.decomposed] for n in range(len(bench.cases))]
+    return [[_tabulate(bench, n, sae) for sae in saes.values()] for n in range(len(bench.cases))]
 
 
 def _tabulate(bench: Bench, n: int, sae: Sae) -> Table:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from evalkit.attribution.cases import Case
-from evalkit.models.adapter import StreamModel, StreamRun
+from evalkit.models.adapter import StreamModel, StreamRun, is_neurons, stream_of
 from evalkit.models.norms import frozen_scales, scales_held
 from evalkit.probes.pairs import margins_of_pairs
 from evalkit.records import SaeCard
@@ -35,20 +35,36 @@ class Captured(NamedTuple):
 
 
 def capture(model: StreamModel, cases: Sequence[Case], hooks: Sequence[str]) -> Captured:
-    """Streams and gradients of every case at every hook."""
+    """Streams and gradients of every case at every hook.
+
+    Neurons (`neurons.N`) are added to the stream at `layers.N`, so that their gradient is its product with
+    their rows; that stream must be captured too.
+    """
     with frozen_scales(model.module):
         run = model.read([c.prompt.ids for c in cases], hooks, grad=True)
         margins = margins_of_pairs(model, run, [c.pair for c in cases])
-    streams = [run.streams[h] for h in hooks]
+    own = [h for h in hooks if not is_neurons(h)]
+    streams = [run.streams[h] for h in own]
     plain = torch.autograd.grad(margins.sum(), streams, retain_graph=True)
     with scales_held():
         frozen = torch.autograd.grad(margins.sum(), streams)
     return Captured(
         run.detached(),
         margins.detach(),
-        dict(zip(hooks, plain, strict=True)),
-        dict(zip(hooks, frozen, strict=True)),
+        _with_neurons(model, hooks, dict(zip(own, plain, strict=True))),
+        _with_neurons(model, hooks, dict(zip(own, frozen, strict=True))),
     )
+
+
+def _with_neurons(
+    model: StreamModel, hooks: Sequence[str], gradients: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    for hook in hooks:
+        if is_neurons(hook):
+            rows = model.neuron_rows(hook)
+            assert rows is not None
+            gradients[hook] = gradients[stream_of(hook)] @ rows.T
+    return gradients
 
 
 def decomposed_rows(run: StreamRun, hook: str, card: SaeCard | None, n_rows: int) -> list[list[bool]]:

@@ -132,7 +132,7 @@ def set_features(sae: Sae, settings: Sequence[tuple[int, Setting]], start: int) 
         here = x[rows, positions].float()
         now = sae.encode(here)[which, features]
         target = values.to(now.device) + scales.to(now.device) * now  # a scaled feature's value is zero
-        step = (target - now)[:, None] * sae.W_dec[features].float()
+        step = (target - now)[:, None] * sae.rows(features)
         step = step * sae.output_scale(here)[which]
         moved = here.index_add(0, which.to(here.device), step)
         x = x.clone()

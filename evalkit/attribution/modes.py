@@ -91,10 +91,11 @@ def measure_mode(
     """Choose, freeze and test one mode circuit and its controls; every measurement as a ledger line."""
     chosen = list(mode.discovery)[:DISCOVERY]
     twins = [t for c in chosen if (t := twin_case(c, prompts)) is not None]
+    every = {h: sae for c in (*controls, audited) for h, sae in c.saes.items()}
     discovery = Half(
-        _benches(model, mode, [*chosen, *twins], prompts, audited.saes, seed), {c.sample.id for c in chosen}
+        _benches(model, mode, [*chosen, *twins], prompts, every, seed), {c.sample.id for c in chosen}
     )
-    held_out = Half(_benches(model, mode, mode.held_out, prompts, audited.saes, seed), set())
+    held_out = Half(_benches(model, mode, mode.held_out, prompts, every, seed), set())
     ledger: list[InterventionRecord] = []
     rivals = fit_rivals(discovery.benches, discovery.failing, audited.saes) if spec.rivals else []
     for coders in (audited, *controls, *rivals):

@@ -216,6 +216,8 @@ def shortlist(tables: Sequence[Table], n: int) -> list[Place]:
 
 def _slopes(sae: Sae, x: Tensor, g: Tensor, at: Tensor, feature: Tensor) -> Float[Tensor, "candidate"]:
     """⟨W_dec[feature], g⟩ per candidate in float64, in nats per unit of activation."""
+    if sae.architecture == "neurons":  # rows are unit vectors
+        return g[at, feature].double()
     scale = sae.output_scale(x)
     parts = []
     for start in range(0, len(at), PAIRS_PER_CHUNK):

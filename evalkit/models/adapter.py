@@ -18,6 +18,20 @@ from evalkit.records import ModelRecord, Sample
 Edit = Callable[[Float[Tensor, "batch pos d_model"]], Float[Tensor, "batch pos d_model"]]
 """Takes a stream (positions from `start` on) and returns the changed one."""
 
+NEURONS = "neurons"
+"""`neurons.N`: the hook before the projection that ends block N's MLP, which adds to `layers.N`."""
+
+
+def is_neurons(hook: str) -> bool:
+    """Whether a hook reads MLP neurons instead of the residual stream."""
+    return hook.startswith(f"{NEURONS}.")
+
+
+def stream_of(hook: str) -> str:
+    """The residual stream that a hook's neurons write; a stream's own hook."""
+    return hook.replace(f"{NEURONS}.", "layers.", 1) if is_neurons(hook) else hook
+
+
 PADDING = "padding"
 """Role of positions that the model computes and the sample does not fill: never decomposed."""
 
@@ -81,6 +95,9 @@ class StreamModel(Protocol):
 
     def layer_of(self, hook: str) -> int:
         """Where the hook lies: a lower one is computed before a higher one."""
+
+    def neuron_rows(self, hook: str) -> Float[Tensor, "neuron d_model"] | None:
+        """What each MLP neuron of the block at `hook` adds to the stream; None: not one projection."""
 
     def encode(self, sample: Sample) -> Any:
         """The sample as this model's prompt."""

@@ -147,6 +147,10 @@ class AudioModel:
 
     # -- hooks ------------------------------------------------------------------------------------
 
+    def neuron_rows(self, hook: str) -> None:
+        """Neurons are not read in audio models."""
+        return None
+
     def layer_of(self, hook: str) -> int:
         """Place of a hook such as `encoder.layers.3`; the decoder's follow the encoder's.
 

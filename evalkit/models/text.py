@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from evalkit.errors import ModelError, SuiteError
-from evalkit.models.adapter import Edit
+from evalkit.models.adapter import NEURONS, Edit, is_neurons
 from evalkit.models.resolve import ResolvedModel
 from evalkit.records import ModelRecord, Sample
 
@@ -95,17 +95,30 @@ class TextModel:
     # -- hooks ------------------------------------------------------------------------------------
 
     def layer_of(self, hook: str) -> int:
-        """Block index of a hook such as `layers.16`.
+        """Block index of a hook such as `layers.16`, or `neurons.16` (see `neuron_rows`).
 
         Raises:
             ModelError: the model has no such hook.
         """
         head, _, index = hook.rpartition(".")
-        if head != "layers" or not index.isdigit() or int(index) >= self.n_layers:
+        if head not in ("layers", NEURONS) or not index.isdigit() or int(index) >= self.n_layers:
             raise ModelError(
                 f"{self.record.ref}: no hook '{hook}'; this model has layers.0 to layers.{self.n_layers - 1}"
             )
         return int(index)
+
+    def neuron_rows(self, hook: str) -> Float[Tensor, "neuron d_model"] | None:
+        """What each MLP neuron of the block that writes `hook` adds to the stream per unit of activation.
+
+        The neurons are the inputs of the block's output projection; `neurons.N` is the hook where they stand.
+        None: the block's MLP does not end in one projection that is added to the stream (Llama's `down_proj`,
+        GPT-2's `c_proj`).
+        """
+        found = _projection(self.blocks[self.layer_of(hook)])
+        if found is None:
+            return None
+        weight: Tensor = found.weight  # type: ignore[assignment]
+        return weight.detach().T if isinstance(found, nn.Linear) else weight.detach()
 
     # -- text → tokens ----------------------------------------------------------------------------
 
@@ -161,7 +174,9 @@ class TextModel:
 
         def keep(hook: str) -> Edit:
             def edit(x: Tensor) -> Tensor:
-                if grad and self.layer_of(hook) == lowest:
+                if is_neurons(hook):
+                    x = x.detach()  # their gradient follows from the stream's (`capture`)
+                elif grad and self.layer_of(hook) == lowest:
                     x = x.detach().requires_grad_()
                 streams[hook] = x
                 return x
@@ -197,7 +212,7 @@ class TextModel:
         """
         layer = self.layer_of(hook)
         index = torch.tensor(list(rows), device=self.device)
-        stream = run.streams[hook].detach()[index, start:]
+        stream = run.streams[f"layers.{layer}"].detach()[index, start:]
         clean = run.cache
         kept: dict[str, Tensor] = {}
 
@@ -208,20 +223,27 @@ class TextModel:
 
             return edit
 
+        below = f"{NEURONS}.{layer}"
+        if below in edits:  # the block itself is not run again: its neurons' change is added to what it wrote
+            rows_out = self.neuron_rows(below)
+            assert rows_out is not None
+            neurons = run.streams[below][index, start:]
+            stream = stream + (edits[below](neurons) - neurons) @ rows_out
         with torch.no_grad(), ExitStack() as stack:
             stack.enter_context(_start_at(self.blocks, layer, stream))
             if until is not None:
                 stack.enter_context(_skipped(self.blocks[self.layer_of(until) + 1 :]))
             for name, edit in edits.items():
-                stack.enter_context(self._edited(name, edit))
+                if name != below:
+                    stack.enter_context(self._edited(name, edit))
             for name in keep:  # hooks run in order of registration: streams are kept as edited
                 stack.enter_context(self._edited(name, reader(name)))
             logits, cache = self._forward(
                 run.ids[index, start:], run.mask[index], _prefix(clean, index, start, layer)
             )
-        for below in range(layer + 1):  # the change leaves these blocks as they were
-            cache.layers[below].keys = clean.layers[below].keys[index]
-            cache.layers[below].values = clean.layers[below].values[index]
+        for n in range(layer + 1):  # the change leaves these blocks as they were
+            cache.layers[n].keys = clean.layers[n].keys[index]
+            cache.layers[n].values = clean.layers[n].values[index]
         return Run(logits[:, -1], cache, run.mask[index], run.ids[index], kept)
 
     def trace(self, prompt: tuple[int, ...], hooks: Sequence[str]) -> dict[str, Float[Tensor, "pos d_model"]]:
@@ -352,14 +374,24 @@ class TextModel:
 
     @contextmanager
     def _edited(self, hook: str, edit: Edit) -> Iterator[None]:
-        """Apply `edit` to the stream at `hook` while the context is open."""
+        """Apply `edit` to the stream (or the neurons) at `hook` while the context is open."""
 
         def after(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             if isinstance(output, tuple):
                 return (edit(output[0]), *output[1:])
             return edit(output)
 
-        handle = self.blocks[self.layer_of(hook)].register_forward_hook(after)
+        def before(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (edit(inputs[0]), *inputs[1:])
+
+        block = self.blocks[self.layer_of(hook)]
+        if is_neurons(hook):
+            projection = _projection(block)
+            if projection is None:
+                raise ModelError(f"{self.record.ref}: no hook '{hook}'; use layers.{self.layer_of(hook)}")
+            handle = projection.register_forward_pre_hook(before)
+        else:
+            handle = block.register_forward_hook(after)
         try:
             yield
         finally:
@@ -495,6 +527,15 @@ def _pick(logits: Float[Tensor, "vocab"], temperature: float, generator: torch.G
         return int(logits.argmax())
     p = (logits.float() / temperature).softmax(-1).cpu()
     return int(torch.multinomial(p, 1, generator=generator))
+
+
+def _projection(block: nn.Module) -> nn.Module | None:
+    """The projection that ends a block's MLP, if its output is added to the stream as it is."""
+    if getattr(block, "post_feedforward_layernorm", None) is not None:
+        return None
+    mlp = getattr(block, "mlp", None)
+    found = getattr(mlp, "down_proj", None) or getattr(mlp, "c_proj", None)
+    return found if isinstance(getattr(found, "weight", None), Tensor) else None
 
 
 def _find_blocks(module: nn.Module) -> nn.ModuleList:

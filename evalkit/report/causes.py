@@ -14,7 +14,7 @@ from evalkit.records import (
     Node,
     SampleResult,
 )
-from evalkit.report import cards, charts, circuit_figures, curves, features, judging, places, text
+from evalkit.report import aftermath, cards, charts, circuit_figures, curves, features, judging, places, text
 from evalkit.report.findings import worst_failures
 from evalkit.report.nouns import (
     Causes,
@@ -230,7 +230,7 @@ def _circuit(circuit: Circuit, failures: list[SampleResult], known: circuit_figu
         Fact("Nodes switched off", text.count(circuit.size)),
         Fact("Necessity (switched off)", _effect(circuit.necessity)),
         Fact("Sufficiency (given to passing twins)", _effect(circuit.sufficiency)),
-        Fact("Flip rate over specifications", text.percent(circuit.flip_rate)),
+        Fact("Flip rate over specifications", aftermath.flip_words(circuit)),
     ]
     rows = tuple(
         (
@@ -258,6 +258,8 @@ def _circuit(circuit: Circuit, failures: list[SampleResult], known: circuit_figu
         edges=_edges(circuit),
         controls=_controls(circuit),
         notes=tuple(text.clipped(note, 900) for note in circuit.notes),
+        aftermath=aftermath.figures(circuit),
+        tables=aftermath.tables(circuit),
     )
 
 

@@ -16,6 +16,8 @@ _NAMES = {
     "matched_random": "matched features, unselected",
     "random_direction": "random directions",
     "whole_stream": "whole stream (ceiling)",
+    "difference_of_means": "difference of means",
+    "linear_probe": "linear probe",
 }
 _FLOORS = ("frozen_random", "residual_coordinate", "dense_neuron", "random_direction")
 

@@ -176,6 +176,10 @@ class CircuitReport(NamedTuple):
     edges: Table | None
     controls: Table | None
     notes: tuple[str, ...]
+    aftermath: tuple[Figure, ...] = ()
+    """Specification curve and dose–response."""
+    tables: tuple[Table, ...] = ()
+    """Ledger, rivals, doses, tests of features."""
 
 
 class PlaceReport(NamedTuple):

@@ -25,7 +25,7 @@ from evalkit.errors import SaeError
 from evalkit.records import SaeCard
 from evalkit.saes import batchtopk, gated, jumprelu, standard, topk
 
-Architecture = Literal["standard", "gated", "jumprelu", "topk", "batchtopk", "coordinates"]
+Architecture = Literal["standard", "gated", "jumprelu", "topk", "batchtopk", "coordinates", "neurons"]
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
 
 _LAYER_NORM_EPS = 1e-5  # sae-lens `saes/sae.py`, run_time_activation_ln_in
@@ -100,6 +100,8 @@ class Sae:
 
     def encode(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... feature"]:
         """Features of raw stream vectors; zero where a feature is off."""
+        if self.architecture == "neurons":
+            return x
         if self.architecture == "gated":
             assert self.gate is not None
             return gated.activate(self._centred(x) @ self.W_enc, *self.gate)
@@ -130,7 +132,15 @@ class Sae:
 
         For an SAE without normalisation these are the stream's own; else use `decode_at`.
         """
+        if self.architecture == "neurons":
+            return z
         return z @ self.W_dec + self.b_dec
+
+    def rows(self, features: Int[Tensor, " some"]) -> Float[Tensor, "some d_model"]:
+        """Decoder rows; those of neurons are unit vectors that are not stored."""
+        if self.architecture == "neurons":
+            return F.one_hot(features, self.d_sae).float()
+        return self.W_dec[features].float()
 
     def decode_sparse(
         self, indices: Int[Tensor, "pos active"], values: Float[Tensor, "pos active"]

@@ -6,7 +6,7 @@ with what they read, and its ablations would move the model less. Each bias is d
 SAE's sparsity is kept (TopK: by construction; else one threshold, calibrated on the given stream).
 
 Residual coordinates: the identity, one signed feature per coordinate of the stream. Random directions:
-the same along a random orthonormal basis.
+the same along a random orthonormal basis. Dense neurons: the MLP neurons of the block that writes the stream.
 """
 
 from __future__ import annotations
@@ -94,6 +94,20 @@ def random_directions(like: Sae, seed: int) -> Sae:
     basis, _ = torch.linalg.qr(torch.randn(like.d_model, like.d_model, generator=generator))
     coder = replace(residual_coordinates(like), W_enc=basis.contiguous(), W_dec=basis.T.contiguous())
     return replace(coder, sha256=weights_sha256(coder))
+
+
+def dense_neurons(like: Sae, n_neurons: int) -> Sae:
+    """The MLP neurons that write the audited SAE's stream: the identity at the hook `neurons.N`."""
+    unit = torch.zeros(1).expand(n_neurons, n_neurons)  # a shape without memory: rows are never stored
+    return Sae(
+        architecture="neurons",
+        hook=like.hook.replace("layers.", "neurons.", 1),
+        W_enc=unit,
+        b_enc=torch.zeros(n_neurons),
+        W_dec=unit,
+        b_dec=torch.zeros(n_neurons),
+        card=_bare_card(like),
+    )
 
 
 def weights_sha256(sae: Sae) -> str:
