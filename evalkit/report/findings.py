@@ -129,8 +129,8 @@ def _failures(inputs: Inputs) -> Table:
     failed = [s for mode in inputs.results.failure_modes for s in worst_failures(inputs, mode.id)]
     failed.sort(key=lambda s: (-(s.margin_nats if s.margin_nats is not None else float("-inf")), s.id))
     columns = (
-        Column("Sample", "text", "w20"),
-        Column("Failure mode", choice=True),
+        Column("Sample"),
+        Column("Failure mode", "word", choice=True),
         Column("Context", "word", choice=True),
         Column("Half", "word", choice=True),
         Column("Margin, nats", "num"),
@@ -159,7 +159,7 @@ def _failure_row(sample: SampleResult) -> tuple[str, ...]:
     share = attribution.error_share if attribution else None
     return (
         text.name(sample.id),
-        text.name(sample.failure_mode),
+        text.name(sample.failure_mode, 28),
         sample.context,
         "held out" if sample.held_out else "discovery",
         text.nats(sample.margin_nats),
