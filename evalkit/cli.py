@@ -84,6 +84,12 @@ DtypeOpt = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or flo
 ResumeOpt = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --out; finished work is kept.")
 ]
+AuditorOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--auditor", help="auditor.yaml: who answers for the audit. Default: the one beside the suite."
+    ),
+]
 OfflineOpt = Annotated[bool, typer.Option("--offline", help="Never use the network.")]
 
 
@@ -105,6 +111,7 @@ def audit(
     labels: LabelsOpt = None,
     resume: ResumeOpt = False,
     offline: OfflineOpt = False,
+    auditor: AuditorOpt = None,
 ) -> None:
     """Run suites, attribute every failure, intervene, and write results.json, report.pdf and report.html."""
     from evalkit import gate, planning, runner
@@ -117,7 +124,7 @@ def audit(
             planning.prepare(options, progress)
     for options in asked:
         with _progress() as progress:
-            done = runner.audit(options, progress)
+            done = runner.audit(options, progress, auditor)
         _summary(done.results, done.gate, done.folder)
         codes.append(gate.exit_code(done.gate, done.results.run.complete))
     raise typer.Exit(_worst(codes))
@@ -160,11 +167,17 @@ def attribute(run_dir: RunArg, offline: OfflineOpt = False) -> None:
 
 
 @app.command()
-def report(run_dir: RunArg) -> None:
+def report(
+    run_dir: RunArg,
+    auditor: AuditorOpt = None,
+    maps: Annotated[
+        list[Path] | None, typer.Option("--map", help="An own requirement map (YAML); repeatable.")
+    ] = None,
+) -> None:
     """Draw report.html and report.pdf of a finished run, from its records alone."""
     from evalkit.report import write_report
 
-    write_report(_existing(run_dir))
+    write_report(_existing(run_dir), auditor=auditor, maps=maps or ())
     out.print(f"{run_dir / 'report.html'}\n{run_dir / 'report.pdf'}")
 
 
@@ -275,6 +288,20 @@ def suite_new(
         raise ConfigError(f"{path}: exists; choose another name or give --force")
     _write_text(path, suite_starter())
     out.print(f"{path}\nNext: evalkit suite check {path}")
+
+
+@suite_app.command("auditor")
+def suite_auditor(
+    path: Annotated[Path, typer.Argument(help="The YAML file to write.")] = Path("auditor.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a commented auditor.yaml: who answers for an audit, and what only the provider can say."""
+    from evalkit.sign_off import starter
+
+    if path.exists() and not force:
+        raise ConfigError(f"{path}: exists; choose another name or give --force")
+    _write_text(path, starter())
+    out.print(f"{path}\nNext: evalkit report RUN --auditor {path}")
 
 
 # ---------------------------------------------------------------------------------------------- models

@@ -35,6 +35,7 @@ from evalkit.results import ERROR, described_features, is_complete, scorers_of, 
 from evalkit.saes.feature_evidence import read_evidence
 from evalkit.saes.labels import labelled
 from evalkit.scorers.validation import shipped_validations
+from evalkit.sign_off import FILE, read_sign_off
 from evalkit.store import (
     Answered,
     RunStore,
@@ -57,11 +58,15 @@ class Audited(NamedTuple):
     gate: GateReport
 
 
-def audit(options: Options, progress: Progress) -> Audited:
+def audit(options: Options, progress: Progress, auditor: Path | None = None) -> Audited:
     """Run a suite, locate and attribute its failures, test each by intervening, and write the audit."""
+    beside = options.suite.parent / FILE
+    auditor = auditor or (beside if beside.is_file() else None)
+    if auditor is not None:
+        read_sign_off(auditor)  # a mistake in it is found before the first forward
     measured = measure(options, progress)
     progress(Step("rendering the report", 0, 1, ""))
-    write_report(measured.folder)
+    write_report(measured.folder, auditor=auditor)
     progress(Step("rendering the report", 1, 1, ""))
     return measured
 

@@ -42,7 +42,7 @@ from evalkit.store import StoredRun, read_run
 from evalkit.suites import shipped_suites
 
 PACK, SIGNER, SUITE, LEDGERS, FIGURES = "pack.json", "signer.pub", "suite", "attributions", "figures"
-_COPIED = ("plan.json", "manifest.json", "samples.jsonl", "results.json", "gate.json")
+_COPIED = ("plan.json", "manifest.json", "samples.jsonl", "results.json", "gate.json", "auditor.yaml")
 _CHAINED = ("attributions.jsonl", "interventions.jsonl")
 
 _TITLE = re.compile("<title>([^<]*)</title>")
@@ -193,7 +193,8 @@ def _charts(part: object) -> Iterator[Figure]:
 def _own_files(run: StoredRun) -> dict[str, Content]:
     present = {name: run.folder / name for name in _COPIED if (run.folder / name).is_file()}
     chained = {f"{LEDGERS}/{n}": run.folder / n for n in _CHAINED if (run.folder / n).is_file()}
-    return {**present, **chained}
+    maps = {f"maps/{path.name}": path for path in sorted((run.folder / "maps").glob("*.yaml"))}
+    return {**present, **chained, **maps}
 
 
 def _suite_files(run: StoredRun, suite: Path | None) -> dict[str, Content]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from evalkit.report import judging, text
-from evalkit.report.nouns import Column, Definition, Fact, Inputs, Table
+from evalkit.report import judging, statements, text
+from evalkit.report.nouns import Column, Definition, Inputs, Table
 
 N_CLAIMS = 40
 N_EVIDENCE = 3
@@ -124,22 +124,8 @@ def limits(inputs: Inputs) -> tuple[str, ...]:
     if not inputs.results.run.complete:
         out.append("The run is incomplete.")
     out.append("Evaluation awareness was not measured beyond the framings that were run.")
-    out.append("Other explanations, falsifiers and dissenting views of the reviewers: " + text.PROVIDER + ".")
+    out += statements.reviews(inputs)
     return tuple(out)
-
-
-def mitigation() -> tuple[Fact, ...]:
-    """Section 9: what only the provider can say."""
-    names = (
-        "Threshold and decision",
-        "Mitigations in place",
-        "Residual risk",
-        "Owner",
-        "Conditions of use",
-        "Triggers for a new test",
-        "Expiry of this report",
-    )
-    return tuple(Fact(name, text.PROVIDER, "missing") for name in names)
 
 
 def verify_steps(inputs: Inputs) -> tuple[Definition, ...]:

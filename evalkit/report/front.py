@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from evalkit.records import GateResult
-from evalkit.report import judging, text
+from evalkit.report import judging, statements, text
 from evalkit.report.nouns import (
     Column,
     Cover,
     Fact,
     Inputs,
-    Signatory,
     Table,
-)
-
-_ROLES = ("Author of the audit", "Reviewer", "Accountable person at the provider")
-_SUPPLIED_BY_PROVIDER = (
-    "Changelog",
-    "Supersedes",
-    "Distribution and classification",
-    "Independence and conflicts of interest",
-    "Who commissioned and paid for the audit",
-    "Who could edit the text",
-    "Dates and hours spent",
 )
 
 
@@ -35,7 +23,7 @@ def cover(inputs: Inputs) -> Cover:
         Fact("Suite", f"{text.name(results.suite.id)} {text.name(results.suite.version)}"),
         Fact("Report", f"{text.name(run.id)}, version 1"),
         Fact("Date of the run", date(inputs)),
-        Fact("Classification", text.PROVIDER, "missing"),
+        statements.stated(inputs, "Classification", "document.classification"),
     )
     gates = tuple(
         (judging.verdict_seal(g.verdict), text.name(g.rule), _gate_line(inputs, g))
@@ -53,7 +41,7 @@ def cover(inputs: Inputs) -> Cover:
         warnings=_warnings(inputs),
         results_sha256=inputs.results_sha256,
         verify_command="evalkit verify report.pdf",
-        signatories=tuple(Signatory(role, text.PROVIDER, text.PROVIDER) for role in _ROLES),
+        signatories=statements.signatories(inputs),
     )
 
 
@@ -65,7 +53,6 @@ def date(inputs: Inputs) -> str:
 def control_page(inputs: Inputs) -> tuple[Fact, ...]:
     """Section 0b: who made this report, with which access, and the four signals."""
     run, model = inputs.results.run, inputs.results.model
-    missing = tuple(Fact(name, text.PROVIDER, "missing") for name in _SUPPLIED_BY_PROVIDER)
     complete = (
         "complete" if run.complete else "NOT complete: the run ended before every sample had an outcome"
     )
@@ -73,14 +60,13 @@ def control_page(inputs: Inputs) -> tuple[Fact, ...]:
     if model.upstream and not model.upstream_verified:
         provenance += "; identity of the weights with upstream not verified"
     return (
-        *missing,
-        Fact("Access", "white box: weights, activations, gradients and interventions"),
+        *statements.control(inputs),
+        Fact("Access of the run", "white box: weights, activations, gradients and interventions"),
         Fact("Reproducibility", _reproducibility(inputs)),
         Fact("Completeness", complete),
         Fact("Provenance", provenance),
         Fact("Comparability", "no earlier version and no baseline run is part of this report"),
         Fact("Redactions", "none made by the report; texts are cut in print only, and the cut is said"),
-        Fact("Not part of this version", "requirement map (A1) and item index (A2)"),
     )
 
 
@@ -95,7 +81,7 @@ def object_facts(inputs: Inputs) -> tuple[Fact, ...]:
         )
     return (
         Fact("Reference", text.name(model.ref)),
-        Fact("Provider", text.PROVIDER, "missing"),
+        statements.stated(inputs, "Provider", "provider.name"),
         Fact("Source of the weights", text.stated(model.source)),
         Fact("Revision", text.stated(model.revision)),
         Fact("Upstream", upstream),
@@ -113,6 +99,8 @@ def object_facts(inputs: Inputs) -> tuple[Fact, ...]:
             "System prompt", "what the items show, and what the model's own chat template adds (digest above)"
         ),
         Fact("Safeguards around the model", "none were part of the test; the bare model was asked"),
+        statements.stated(inputs, "Safeguards in use, as the provider states", "provider.safeguards"),
+        statements.stated(inputs, "Tested and released version", "provider.release_note"),
     )
 
 
@@ -130,9 +118,9 @@ def object_files(inputs: Inputs) -> Table:
 def scope_facts(inputs: Inputs) -> tuple[Fact, ...]:
     """Section 3: use and threat model; what the provider must say is named as missing."""
     return (
-        Fact("Intended use", text.PROVIDER, "missing"),
-        Fact("Out-of-scope use", text.PROVIDER, "missing"),
-        Fact("Threat model", text.PROVIDER, "missing"),
+        statements.stated(inputs, "Intended use", "provider.intended_use"),
+        statements.stated(inputs, "Out-of-scope use", "provider.out_of_scope_use"),
+        statements.stated(inputs, "Threat model", "provider.threat_model"),
         Fact("Suite", _suite_words(inputs)),
     )
 

@@ -89,6 +89,8 @@ def _contents(view: ReportView) -> tuple[Entry, ...]:
         Entry("s7", "7", "Attribution", (*saes, *causes[:12], *features)),
         Entry("s8", "8", "Interpretation and limits", ()),
         Entry("s9", "9", "Mitigation and monitoring", ()),
+        Entry("a1", "A1", "Requirement map", ()),
+        Entry("a2", "A2", "Item index", ()),
         Entry("a3", "A3", "How to verify", ()),
         Entry("a4", "A4", "Glossary and formulas", ()),
         Entry("a5", "A5", "Attachments", ()),

@@ -6,11 +6,15 @@ Nothing here computes; `view.build_view` fills it and the templates lay it out. 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from markupsafe import Markup
 
 from evalkit.records import GateReport, Manifest, Plan, Results
+from evalkit.sign_off import StoredSignOff
+
+if TYPE_CHECKING:
+    from evalkit.report.requirements import RequirementMap
 
 
 class Inputs(NamedTuple):
@@ -21,6 +25,9 @@ class Inputs(NamedTuple):
     manifest: Manifest | None
     gate: GateReport | None
     results_sha256: str
+    sign_off: StoredSignOff | None = None
+    """auditor.yaml, if one was given."""
+    maps: tuple[RequirementMap, ...] = ()
 
 
 class Column(NamedTuple):
@@ -281,6 +288,31 @@ class Instrument(NamedTuple):
     not_shown: tuple[str, ...]
 
 
+class Reference(NamedTuple):
+    """A record, and the section that prints it."""
+
+    anchor: str
+    path: str
+
+
+class RequirementRow(NamedTuple):
+    """One requirement in appendix A1."""
+
+    id: str
+    topic: str
+    status: str
+    references: tuple[Reference, ...]
+    gap: str
+    read: str
+
+
+class RequirementTable(NamedTuple):
+    """One text in appendix A1."""
+
+    caption: str
+    rows: tuple[RequirementRow, ...]
+
+
 class ReportView(NamedTuple):
     """Everything that the report prints."""
 
@@ -309,6 +341,11 @@ class ReportView(NamedTuple):
     claims: Table
     limits: tuple[str, ...]
     mitigation: tuple[Fact, ...]
+    requirements: tuple[RequirementTable, ...]
+    items: Table
+    must_supply: str
+    not_stated: str
+    """The words for what is missing, so that a template can set them apart."""
     verify_steps: tuple[Definition, ...]
     glossary: tuple[Definition, ...]
     formulas: tuple[Definition, ...]

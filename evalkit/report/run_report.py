@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -13,7 +14,9 @@ from evalkit.errors import RunError
 from evalkit.records import GateReport, Manifest, Plan, Record, Results
 from evalkit.report.html import render_html
 from evalkit.report.pdf import render_pdf
+from evalkit.report.requirements import keep_map, maps_of
 from evalkit.report.view import ReportView, build_view
+from evalkit.sign_off import keep_sign_off, read_sign_off, stored_sign_off
 
 _R = TypeVar("_R", bound=Record)
 
@@ -26,12 +29,23 @@ class Drawn(NamedTuple):
     results_json: bytes
 
 
-def write_report(run_dir: Path) -> None:
+def write_report(run_dir: Path, *, auditor: Path | None = None, maps: Sequence[Path] = ()) -> None:
     """Draw report.html and report.pdf from results.json (and plan, manifest and gate if they are there).
 
+    Args:
+        auditor: an auditor.yaml; it is kept in the run directory, and so are the maps that it names.
+        maps: own requirement maps, kept likewise.
+
     Raises:
+        ConfigError: auditor.yaml or a map is wrong.
         RunError: results.json is missing, a file is not what it should be, or a report cannot be written.
     """
+    if auditor is not None:
+        named = read_sign_off(auditor).stated.maps
+        maps = (*maps, *(auditor.parent / name for name in named))
+        keep_sign_off(auditor, run_dir)
+    for own in maps:
+        keep_map(own, run_dir)
     drawn = draw_report(run_dir)
     _write(run_dir / "report.html", drawn.html.encode("utf-8"))
     render_pdf(drawn.html, run_dir / "report.pdf", results_json=drawn.results_json)
@@ -55,6 +69,8 @@ def draw_report(run_dir: Path) -> Drawn:
         _optional(run_dir / "manifest.json", Manifest),
         _optional(run_dir / "gate.json", GateReport),
         results_sha256=hashlib.sha256(raw).hexdigest(),
+        sign_off=stored_sign_off(run_dir),
+        maps=maps_of(run_dir),
     )
     return Drawn(view, render_html(view), raw)
 

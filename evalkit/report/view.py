@@ -6,11 +6,14 @@ import hashlib
 
 from evalkit.calibrated import Calibration, shipped
 from evalkit.records import GateReport, Manifest, Plan, Results, json_text
-from evalkit.report import closing, front, methods, summary, text
+from evalkit.report import closing, front, methods, requirements, statements, summary, text
 from evalkit.report.causes import causes
 from evalkit.report.findings import findings
 from evalkit.report.instrument import instrument
+from evalkit.report.item_index import item_index
 from evalkit.report.nouns import Inputs, ReportView
+from evalkit.report.requirements import RequirementMap
+from evalkit.sign_off import StoredSignOff
 
 __all__ = ["ReportView", "build_view"]
 
@@ -23,6 +26,8 @@ def build_view(
     *,
     results_sha256: str | None = None,
     calibration: Calibration | None = None,
+    sign_off: StoredSignOff | None = None,
+    maps: tuple[RequirementMap, ...] | None = None,
 ) -> ReportView:
     """Every sentence, figure and number of the report, formatted.
 
@@ -32,10 +37,14 @@ def build_view(
         manifest: adds the environment if the results lack it.
         gate: verdicts; without it those stored in the results.
         calibration: figures of the instrument; default: those shipped with this version.
+        sign_off: auditor.yaml; what it leaves out prints as missing.
+        maps: requirement maps; default: those shipped with this version.
         results_sha256: digest of results.json as it lies on disk; default: of `json_text(results)`.
     """
     sha256 = results_sha256 or hashlib.sha256(json_text(results).encode()).hexdigest()
-    inputs = Inputs(results, plan, manifest, gate, sha256)
+    inputs = Inputs(
+        results, plan, manifest, gate, sha256, sign_off, requirements.shipped() if maps is None else maps
+    )
     cover = front.cover(inputs)
     return ReportView(
         language="en",
@@ -61,7 +70,11 @@ def build_view(
         causes=causes(inputs),
         claims=closing.claims(inputs),
         limits=closing.limits(inputs),
-        mitigation=closing.mitigation(),
+        mitigation=statements.mitigation(inputs),
+        requirements=requirements.tables(inputs),
+        items=item_index(inputs),
+        must_supply=text.PROVIDER,
+        not_stated=text.NOT_STATED,
         verify_steps=closing.verify_steps(inputs),
         glossary=closing.GLOSSARY,
         formulas=closing.FORMULAS,
