@@ -31,6 +31,7 @@ from evalkit.records import (
     Necessity,
     SampleResult,
 )
+from evalkit.recovery import recovery
 
 NEGATIVE_CONTROLS: tuple[ControlKind, ...] = (
     "frozen_random",
@@ -81,7 +82,7 @@ def _sample_circuit(
     largest = max(own, key=lambda r: r.size, default=None)
     wanted = {node: rank for rank, node in enumerate(largest.nodes)} if largest else {}
     nodes = sorted((n for n in attribution.nodes if n.id in wanted), key=lambda n: wanted[n.id])
-    ceiling = next((float(r.flipped) for r in ledger if r.control_kind == "whole_stream"), None)
+    ceiling = [r for r in ledger if r.control_kind == "whole_stream"]
     return Circuit(
         id=f"{result.id}:sample",
         failure_mode=result.failure_mode,
@@ -173,16 +174,13 @@ def _mode_circuit(
         level="mode",
         nodes=tuple(_shared_node(r) for r in ranked[: size or 0]),
         edges=shared_edges(rows, {r.node for r in ranked[: size or 0]}, failing, held_out, MINIMUM_NODE_NATS),
-        necessity=_necessity(
-            at_size, len(held_out), _share(ceiling_rows, len(ceiling_rows)) if ceiling_rows else None
-        )
-        if at_size
-        else None,
-        sufficiency=_necessity(sufficient, len(sufficient), None) if sufficient else None,
+        necessity=_necessity(at_size, len(held_out), ceiling_rows) if at_size else None,
+        sufficiency=_necessity(sufficient, len(sufficient), ()) if sufficient else None,
         controls=_controls(necessity, size, len(held_out)) if size is not None else (),
         grade="inconclusive",
         flip_rate=None,
         size=size,
+        curve=recovery(rows),
         p_value=max((lead.p_value for lead in leads), default=None),
         lead_low=min((lead.difference.low for lead in leads), default=None),
         lead_high=min((lead.difference.high for lead in leads), default=None),
@@ -323,7 +321,9 @@ def _shared_node(ranked: Ranked) -> CircuitNode:
     )
 
 
-def _necessity(rows: Sequence[InterventionRecord], n: int, ceiling: float | None) -> Necessity:
+def _necessity(
+    rows: Sequence[InterventionRecord], n: int, ceiling: Sequence[InterventionRecord]
+) -> Necessity:
     flipped = sum(r.flipped for r in rows)
     interval = stats.wilson(flipped, n)
     kl = [r.collateral_kl for r in rows if r.collateral_kl is not None]
@@ -333,7 +333,9 @@ def _necessity(rows: Sequence[InterventionRecord], n: int, ceiling: float | None
         rate=interval.estimate if interval else None,
         ci_low=interval.low if interval else None,
         ci_high=interval.high if interval else None,
-        ceiling=ceiling,
+        ceiling=_share(ceiling, len(ceiling)) if ceiling else None,
+        ceiling_n=len(ceiling) or None,
+        ceiling_n_flipped=sum(r.flipped for r in ceiling) if ceiling else None,
         n_broken=sum(r.outcome_after == "unscored" for r in rows),
         collateral_kl=_mean(kl) if kl else None,
     )

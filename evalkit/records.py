@@ -23,6 +23,7 @@ Modality = Literal["text", "audio", "vision", "scripted"]
 Baseline = Literal["ablation", "contrast"]
 Purpose = Literal[
     "certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer", "multiverse", "test",
+    "faithfulness",
 ]  # fmt: skip
 ControlKind = Literal[
     "none", "frozen_random", "residual_coordinate", "dense_neuron", "matched_random", "random_direction",
@@ -805,8 +806,34 @@ class Necessity(Record):
     ci_high: Rate | None
     ceiling: Rate | None
     """Flips when the whole stream at the circuit's hooks and positions takes the baseline."""
+    ceiling_n: Count | None = None
+    """Failures with a twin or group member, over which the ceiling was measured."""
+    ceiling_n_flipped: Count | None = None
     n_broken: Count
     collateral_kl: float | None
+
+
+class RecoveryPoint(Record):
+    """A circuit's (or control's) features moved alone to the contrast, or removed, at one size."""
+
+    kind: ControlKind
+    """`none`: the SAE under audit; else the control put through the same selection."""
+    seed: int | None
+    size: Count
+    n: Count
+    """Held-out failures measured."""
+    n_flipped: Count | None
+    """By the margin's sign; None where a flip would have to be decoded."""
+    recovered_nats: float
+    """Mean of margin before − after moving only these features."""
+    ceiling_nats: float | None
+    """The same for the whole stream at the audited circuit's hooks and roles of this size."""
+    recovered_share: float | None
+    """Faithfulness: recovered / ceiling; may leave 0..1."""
+    margin_share: float | None
+    """Recovered / failing margin."""
+    left_share: float | None
+    """Completeness: failing margin left with the features at zero; None: decoded, margin not measured."""
 
 
 class Control(Record):
@@ -975,6 +1002,8 @@ class Circuit(Record):
     """The failing sample, for a sample circuit."""
     size: Count | None = None
     """Number of nodes switched off."""
+    curve: tuple[RecoveryPoint, ...] = ()
+    """Mode circuits: faithfulness and completeness by size, beside the same-selection controls."""
     notes: tuple[str, ...] = ()
     p_value: Rate | None = None
     """Exact McNemar test against the hardest negative control, before Holm."""

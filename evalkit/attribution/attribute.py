@@ -512,19 +512,27 @@ def move_streams(
     Args:
         jobs: a case, and the (hook, position)s at which its whole stream moves; at least one each.
     """
+    owners, moves = moves_of(bench, jobs)
+    decided: list[tuple[Outcome, float | None]] = [("fail", bench.margin(n)) for n, _ in jobs]
+    for batch, run in rerun_moves(bench.model, bench.captured.run, moves):
+        for i, result in zip(batch, decide(bench, run, [moves[i].row for i in batch]), strict=True):
+            decided[owners[i]] = result
+    return decided
+
+
+def moves_of(
+    bench: Bench, jobs: Sequence[tuple[int, Sequence[tuple[str, int]]]]
+) -> tuple[list[int], list[Move]]:
+    """The jobs (see `move_streams`) that move anything, by index, and their moves."""
     targets = {(n, h): baseline_stream(bench, n, h) for n, h in {(n, h) for n, at in jobs for h, _ in at}}
-    moves = []
+    owners, moves = [], []
     for j, (n, places) in enumerate(jobs):
         offset = bench.captured.run.offset(n)
         moved = [(h, p + offset, targets[n, h][p]) for h, p in places if _differs(bench, n, h, p, targets)]
         if moved:
-            moves.append((j, Move(n, tuple(moved))))
-    decided: list[tuple[Outcome, float | None]] = [("fail", bench.margin(n)) for n, _ in jobs]
-    for batch, run in rerun_moves(bench.model, bench.captured.run, [move for _, move in moves]):
-        owners = [moves[i][0] for i in batch]
-        for j, result in zip(owners, decide(bench, run, [jobs[j][0] for j in owners]), strict=True):
-            decided[j] = result
-    return decided
+            owners.append(j)
+            moves.append(Move(n, tuple(moved)))
+    return owners, moves
 
 
 def _differs(

@@ -10,9 +10,10 @@ For one failure mode (DESIGN §5, "Two levels"; the arithmetic of ranking and gr
    twins; the ceiling moves the whole stream at the circuit's hooks and roles to the twin's;
 4. edges between the frozen nodes, on failures of both halves (`mode_edges.py`);
    sufficiency: give the passing twins the failing values at the circuit's nodes; who fails now?
-5. every negative control and both rivals go through 1–3 unchanged; unselected draws of active features
-   are shown;
-6. every measured feature is tested on the held-out pairs, and the circuit is steered by declared doses.
+5. faithfulness: only the circuit's features move to the contrast, by size (`faithful.py`);
+6. every negative control and both rivals go through 1–3 and 5 unchanged; unselected draws of active
+   features are shown;
+7. every measured feature is tested on the held-out pairs, and the circuit is steered by declared doses.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from evalkit.attribution.attribute import (
 )
 from evalkit.attribution.cases import Case, Contrast
 from evalkit.attribution.certify import Change, rerun_changes
+from evalkit.attribution.faithful import faithfulness, measured_failures
 from evalkit.attribution.mode_edges import measure_shared_edges
 from evalkit.attribution.rivals import fit_rivals
 from evalkit.attribution.shared import ESTIMATES, Moving, Totals, moving, role_sums, zeroed
@@ -96,6 +98,7 @@ def measure_mode(
         _benches(model, mode, [*chosen, *twins], prompts, every, seed), {c.sample.id for c in chosen}
     )
     held_out = Half(_benches(model, mode, mode.held_out, prompts, every, seed), set())
+    curved = measured_failures([c.sample.id for c in mode.held_out], held_out.benches)
     ledger: list[InterventionRecord] = []
     rivals = fit_rivals(discovery.benches, discovery.failing, audited.saes) if spec.rivals else []
     for coders in (audited, *controls, *rivals):
@@ -103,6 +106,7 @@ def measure_mode(
         ledger += certified
         nodes = [r.node for r in rank_shared(certified, discovery.failing, (coders.kind, coders.seed))]
         ledger += _necessity(mode, held_out, coders, nodes, mode.sizes)
+        ledger += faithfulness(mode.name, held_out.benches, curved, coders, nodes, mode.sizes)
         if coders.kind == "none":
             size = own_size(ledger, 0.8)
             ledger += _ceiling(mode, held_out, nodes[: size or 0])

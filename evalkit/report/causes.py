@@ -14,7 +14,19 @@ from evalkit.records import (
     Node,
     SampleResult,
 )
-from evalkit.report import aftermath, cards, charts, circuit_figures, curves, features, judging, places, text
+from evalkit.report import (
+    aftermath,
+    cards,
+    charts,
+    circuit_figures,
+    collateral,
+    curves,
+    features,
+    judging,
+    places,
+    recoveries,
+    text,
+)
 from evalkit.report.findings import worst_failures
 from evalkit.report.nouns import (
     Causes,
@@ -104,6 +116,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
         places=places.places(inputs, mode.id),
         curve=figure,
         curve_table=table,
+        collateral=collateral.equal_collateral(mode),
         curve_words=words,
         curve_beaten=beaten,
         circuits=tuple(_circuit(c, samples, known) for c in mode_circuits[:4]),
@@ -257,6 +270,8 @@ def _circuit(circuit: Circuit, failures: list[SampleResult], known: circuit_figu
         nodes=Table(f"Nodes of {text.name(circuit.id)}", columns, rows, note),
         edges=_edges(circuit),
         controls=_controls(circuit),
+        curve=recoveries.figure(circuit),
+        curve_table=recoveries.table(circuit),
         notes=tuple(text.clipped(note, 900) for note in circuit.notes),
         aftermath=aftermath.figures(circuit),
         tables=aftermath.tables(circuit),
@@ -281,7 +296,10 @@ def _effect(effect: Necessity | None) -> str:
         parts += (
             f" = {text.percent(effect.rate)} (95 % interval {text.interval(effect.ci_low, effect.ci_high)})"
         )
-    parts += f"; ceiling {text.percent(effect.ceiling)}; {text.plural(effect.n_broken, 'broken output')}"
+    ceiling = text.percent(effect.ceiling)
+    if effect.ceiling_n is not None and effect.ceiling_n_flipped is not None:
+        ceiling = f"{text.fraction(effect.ceiling_n_flipped, effect.ceiling_n)} = {ceiling}"
+    parts += f"; ceiling {ceiling}; {text.plural(effect.n_broken, 'broken output')}"
     return parts + f"; collateral {text.number(effect.collateral_kl)} nats (KL on passing twins)"
 
 

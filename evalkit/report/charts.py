@@ -86,8 +86,8 @@ def forest_plot(title: str, rows: Sequence[Interval]) -> Markup:
     return _svg(title, width, bottom + 44, parts)
 
 
-def size_curve(title: str, curves: Sequence[Curve]) -> Markup:
-    """Share of failures that flip, by number of nodes switched off; the audited SAE is the solid line."""
+def size_curve(title: str, curves: Sequence[Curve], axis: str = "nodes switched off") -> Markup:
+    """A share by number of nodes; the audited SAE is the solid line."""
     left, width, top, height = 52.0, 640.0, 12.0, 210.0
     right, bottom = width - 190.0, top + height
     sizes = sorted({point[0] for curve in curves for point in curve.points})
@@ -108,9 +108,7 @@ def size_curve(title: str, curves: Sequence[Curve]) -> Markup:
             )
         )
     parts += [_text(x(s), bottom + 17, str(s), anchor="middle", size=10, colour=_SOFT) for s in sizes]
-    parts.append(
-        _text((left + right) / 2, bottom + 36, "nodes switched off", anchor="middle", size=10.5, colour=_SOFT)
-    )
+    parts.append(_text((left + right) / 2, bottom + 36, axis, anchor="middle", size=10.5, colour=_SOFT))
     marks = ("circle", "triangle", "diamond", "hollow", "cross")
     dashes = ("", "5 3", "1.5 2.5", "7 2 1.5 2", "3 3")
     labels: list[tuple[float, str, str, str]] = []

@@ -182,6 +182,8 @@ class CircuitReport(NamedTuple):
     nodes: Table
     edges: Table | None
     controls: Table | None
+    curve: Figure | None
+    curve_table: Table | None
     notes: tuple[str, ...]
     aftermath: tuple[Figure, ...] = ()
     """Specification curve and dose–response."""
@@ -207,6 +209,7 @@ class ModeCauses(NamedTuple):
     places: tuple[PlaceReport, ...]
     curve: Figure | None
     curve_table: Table | None
+    collateral: Table | None
     curve_words: str
     curve_beaten: bool
     circuits: tuple[CircuitReport, ...]

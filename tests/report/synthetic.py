@@ -311,7 +311,9 @@ def circuit(mode: str, grade: r.Grade) -> r.Circuit:
             rate=0.5,
             ci_low=low,
             ci_high=high,
-            ceiling=0.92,
+            ceiling=11 / 12,
+            ceiling_n=12,
+            ceiling_n_flipped=11,
             n_broken=1,
             collateral_kl=0.08,
         ),
@@ -324,8 +326,25 @@ def circuit(mode: str, grade: r.Grade) -> r.Circuit:
         grade=grade,
         flip_rate=None,
         size=8,
+        curve=recovery_curve() if mode == "sycophancy" else (),
         notes=("Split by group: 30 discovery groups, 30 held out.",),
     )
+
+
+def recovery_curve() -> tuple[r.RecoveryPoint, ...]:
+    kinds: tuple[tuple[r.ControlKind, int | None, float], ...] = (
+        ("none", None, 0.15), ("frozen_random", 0, 0.05), ("frozen_random", 1, 0.07),
+        ("residual_coordinate", None, 0.11),
+    )  # fmt: skip
+    return tuple(
+        r.RecoveryPoint(
+            kind=kind, seed=seed, size=size, n=8, n_flipped=n, recovered_nats=share * (n + 1) * 3.0,
+            ceiling_nats=3.0, recovered_share=share * (n + 1), margin_share=share * (n + 1) * 1.2,
+            left_share=1.0 - share * n,
+        )
+        for kind, seed, share in kinds
+        for n, size in enumerate((1, 2, 4, 8))
+    )  # fmt: skip
 
 
 def features(rng: random.Random) -> tuple[r.Feature, ...]:
