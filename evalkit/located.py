@@ -4,10 +4,10 @@
    positions of one role takes the contrast sample's; with interval and mean effect on the margin.
 2. choice, for SAEs given as families with `hook: auto` (discovery half only, fixed in plan.json): each
    role of each probe ranks the families' hooks by its rate of flips, then by effect, then by depth; cells
-   without a flip stay out. Rankings, the one with the best cell first, give their best hook, then each
-   its second best, and so on, until `max_hooks` are found. So the depth at which one role carries the
-   failure does not crowd out the depth at which another does.
-3. where nothing flips, hooks are spread evenly over depth, and the record says so.
+   that flip under a quarter stay out. Rankings, the one with the best cell first, give their best hook,
+   then each its second best, and so on, until `max_hooks` are found. So the depth at which one role
+   carries the failure does not crowd out the depth at which another does.
+3. where no cell flips so many, hooks are spread evenly over depth, and the record says so.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from evalkit.records import HookChoice, InterventionRecord, Located, LocatedCell
 Rule = Literal["all", "located", "even"]
 GRID = 6
 """Blocks of the even grid; chosen: steps of five on a model of thirty blocks."""
+SPEAKS = 0.25
+"""A cell that flips fewer has no say in the choice; chosen: one flip of eight is no evidence of a place."""
 CARRIES = 0.5
 """A role carries a failure mode at a hook where moving it flips so many; chosen: most of them."""
 
@@ -79,17 +81,17 @@ def choose_hooks(plan: Plan, maps: Sequence[Located]) -> tuple[HookChoice, ...]:
     """Which SAEs of the plan's families are used (step 2); empty without families."""
     candidates = sorted(plan.grid.get("auto_hooks", ()), key=depth)
     most = plan.suite.attribution.max_hooks
-    spoken = _in_rounds(_rankings(maps, frozenset(candidates)))
-    evidence: dict[str, tuple[Located, LocatedCell]] = {}
-    for one, cell in spoken:
-        evidence.setdefault(cell.hook, (one, cell))
+    chosen: dict[str, tuple[Located, LocatedCell]] = {}
+    for one, cell in _in_rounds(_rankings(maps, frozenset(candidates))):
+        if len(chosen) < most:
+            chosen.setdefault(cell.hook, (one, cell))
     rule: Rule = "located"
-    used = list(evidence)[:most]
+    used = list(chosen)
     if len(candidates) <= most:
         rule, used = "all", candidates
     elif not used:
         rule, used = "even", _spread(candidates, most)
-    return tuple(_choice(h, h in used, rule, evidence.get(h)) for h in candidates)
+    return tuple(_choice(h, h in used, rule, chosen.get(h) or _best_at(maps, h)) for h in candidates)
 
 
 def hooks_in_use(choices: Sequence[HookChoice], opened: Iterable[str]) -> tuple[str, ...]:
@@ -139,15 +141,21 @@ def _cell(hook: str, role: str, rows: Sequence[InterventionRecord]) -> LocatedCe
 
 
 def _rankings(maps: Sequence[Located], candidates: frozenset[str]) -> list[list[tuple[Located, LocatedCell]]]:
-    """Per probe and role its hooks with any flip, best first; the ranking with the best cell first."""
+    """Per probe and role its hooks that speak, best first; the ranking with the best cell first."""
     rankings = []
     for one in maps:
         by_role: dict[str, list[LocatedCell]] = {c.role: [] for c in one.cells}
         for cell in one.cells:
-            if cell.n_flipped and cell.hook in candidates:
+            if (cell.rate or 0.0) >= SPEAKS and cell.hook in candidates:
                 by_role[cell.role].append(cell)
         rankings += [[(one, c) for c in sorted(cells, key=_strength)] for cells in by_role.values() if cells]
     return sorted(rankings, key=lambda r: (_strength(r[0][1]), r[0][0].probe))
+
+
+def _best_at(maps: Sequence[Located], hook: str) -> tuple[Located, LocatedCell] | None:
+    """The strongest cell of a hook over all maps; None without a flip."""
+    cells = [(one, c) for one in maps for c in one.cells if c.hook == hook and c.n_flipped]
+    return min(cells, key=lambda c: (_strength(c[1]), c[0].probe), default=None)
 
 
 def _in_rounds(

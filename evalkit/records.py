@@ -715,7 +715,7 @@ class HookChoice(Record):
     used: bool
     rule: Literal["all", "located", "even"]
     """`all`: the families have no more than `max_hooks`. `located`: the sweep's ceilings chose.
-    `even`: nothing was located, so hooks were spread evenly over depth."""
+    `even`: no cell flips a quarter, so hooks were spread evenly over depth."""
     probe: str | None
     role: str | None
     """The cell that speaks for the hook: the one it was chosen by, else its best."""

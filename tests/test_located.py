@@ -169,7 +169,7 @@ def test_the_choice_says_by_which_cell_and_what_the_others_had() -> None:
     assert (first.used, first.rule, first.probe, first.role) == (True, "located", "p", "claim")
     assert (first.n, first.n_flipped, first.rate) == (8, 8, 1.0)
     left = by_hook["layers.16"]
-    assert not left.used and left.n_flipped is not None
+    assert (left.used, left.role, left.n_flipped) == (False, "claim", 6), "its best, not its first"
     assert (by_hook["layers.2"].used, by_hook["layers.2"].probe, by_hook["layers.2"].rate) == (
         False,
         None,
@@ -177,8 +177,15 @@ def test_the_choice_says_by_which_cell_and_what_the_others_had() -> None:
     )
 
 
+def test_one_flip_of_eight_does_not_speak_before_a_strong_roles_second_hook() -> None:
+    strong = [cell("layers.10", "claim", 8), cell("layers.16", "claim", 7)]
+    weak = cell("layers.2", "question", 1)
+    assert used(one_map(*strong, weak)) == ["layers.10", "layers.16"]
+    assert used(one_map(weak)) == ["layers.10", "layers.27"], "alone it is no evidence: spread evenly"
+
+
 def test_hooks_outside_the_family_are_never_chosen() -> None:
-    assert used(one_map(cell("layers.7", "claim", 8), cell("layers.16", "claim", 1))) == ["layers.16"]
+    assert used(one_map(cell("layers.7", "claim", 8), cell("layers.16", "claim", 2))) == ["layers.16"]
 
 
 def test_two_probes_share_the_places() -> None:

@@ -15,7 +15,7 @@ _LAST = {"question": 1, "other": 2, "final": 3}
 _RULES = {
     "all": "the families hold no more SAEs than the bound",
     "located": "chosen where failures were located",
-    "even": "nothing was located, so hooks are spread evenly over depth",
+    "even": "no cell flips a quarter, so hooks are spread evenly over depth",
 }
 
 
