@@ -13,7 +13,7 @@ from typing import Literal
 from evalkit import stats
 from evalkit.records import ControlKind, Count, Grade, Rate, Record
 
-CALIBRATION = 1
+CALIBRATION = 2
 """Version of the models and rules of a calibration; raised when either changes."""
 NullName = Literal["planted", "random_sae", "permuted"]
 
@@ -90,9 +90,13 @@ class VariantFigures(Record):
     n_gradient_blind: Count
     """Planted nodes at which the gradient is zero or has the wrong sign by construction."""
     n_pairs_planted: Count
-    """Redundant pairs in the failures that were searched for pairs."""
+    """Redundant pairs by construction, in the failures that all pairs were tried on."""
+    n_pairs_true: Count
+    """Of these, pairs that trying every pair shows."""
     n_pairs_found: Count
+    """Of these, pairs that attribution named."""
     n_pairs_false: Count
+    """Pairs that attribution named and that are not planted."""
     shuffled_recall: Rate | None
     """Recall with the decoder's rows in another order: must be near zero."""
     floors: FloorFigures
@@ -183,9 +187,15 @@ class FrameFigures(Record):
 
     variant: str
     n: Count
-    """Failures attributed."""
+    """Clips attributed."""
+    n_failed: Count
+    """Of these, clips that the model answers with the failing word, as planted."""
     iou: Rate
-    """Intersection over union of located and planted frames, over all failures."""
+    """Intersection over union of located and planted frames, over all clips."""
+    share_of_segments: Rate
+    """Share of event frames among all frames of the blamed segments: what a reader of segments sees."""
+    n_false: Count
+    """Certified nodes of other features with an effect above the tolerance."""
     n_padding: Count
     """Padding frames."""
     n_padding_decomposed: Count
@@ -247,13 +257,16 @@ def shipped() -> Calibration | None:
 
 # ------------------------------------------------------------------------------------ rows, for tables
 
-VARIANT_HEADS = ("model", "found", "false", "hidden", "edges", "wrong", "rank", "flips", "floor", "mode")
+VARIANT_HEADS = (
+    "model", "found", "false", "hidden", "pairs", "edges", "wrong", "rank", "flips", "floor", "mode",
+)  # fmt: skip
 VARIANT_NOTE = (
-    "found: planted nodes certified; false: nodes certified without a cause, and confirmed edges that full "
-    "forwards do not show; hidden: planted nodes that only a joint ablation shows or the shortlist cannot "
-    "reach; edges: wired edges confirmed by re-measurement; wrong, rank: gradient × activation against exact "
-    "effects (sign wrong, or under a tenth of it; Spearman); flips: of sample circuits, and of the best "
-    "control through the same selection; mode: ✓ if the mode circuit was confirmed on held-out failures."
+    "found: planted nodes certified; false: nodes certified without a cause, pairs and edges that are not "
+    "there; hidden: planted nodes that only a joint ablation shows or the shortlist cannot reach; pairs: "
+    "redundant pairs that attribution named by ablating groups; edges: wired edges confirmed by "
+    "re-measurement; wrong, rank: gradient × activation against exact effects (sign wrong, or under a tenth "
+    "of it; Spearman); flips: of sample circuits, and of the best control through the same selection; mode: "
+    "✓ if the mode circuit was confirmed on held-out failures."
 )
 NULL_HEADS = ("null runs", "n", "flipped any", "confirmed (95 %)")
 NULL_WORDS: dict[NullName, str] = {
@@ -279,8 +292,9 @@ def variant_rows(c: Calibration) -> list[tuple[str, ...]]:
             (
                 v.variant,
                 f"{v.n_recalled}/{v.n_planted}" if v.n_planted else "–",
-                str(v.n_false + (e.n_false or 0)),
+                str(v.n_false + v.n_pairs_false + (e.n_false or 0)),
                 str(v.n_blind + v.n_unlisted),
+                f"{v.n_pairs_found}/{v.n_pairs_planted}" if v.n_pairs_planted else "–",
                 f"{e.n_recalled}/{e.n_wired}" if e.n_recalled is not None and e.n_wired else "–",
                 f"{gradient.n_sign_errors + gradient.n_weak}/{gradient.n}",
                 "–" if gradient.rank_correlation is None else f"{gradient.rank_correlation:.2f}",
@@ -290,6 +304,24 @@ def variant_rows(c: Calibration) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+FRAME_HEADS = ("sound", "clips", "located frames, IoU", "event share of blamed segments", "false", "padding")
+
+
+def frame_rows(c: Calibration) -> list[tuple[str, ...]]:
+    """One row per model of sound; columns as in FRAME_HEADS."""
+    return [
+        (
+            f"planted event ({f.variant})",
+            str(f.n),
+            f"{f.iou:.2f}",
+            f"{f.share_of_segments:.0%}",
+            str(f.n_false),
+            f"{f.n_padding_decomposed} of {f.n_padding} decomposed",
+        )
+        for f in c.frames
+    ]
 
 
 def null_rows(c: Calibration) -> list[tuple[str, ...]]:

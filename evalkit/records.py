@@ -23,7 +23,7 @@ Modality = Literal["text", "audio", "vision", "scripted"]
 Baseline = Literal["ablation", "contrast"]
 Purpose = Literal[
     "certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer", "multiverse", "test",
-    "faithfulness",
+    "faithfulness", "joint",
 ]  # fmt: skip
 ControlKind = Literal[
     "none", "frozen_random", "residual_coordinate", "dense_neuron", "matched_random", "random_direction",
@@ -503,6 +503,10 @@ class Node(Record):
     """Estimated effect of that move."""
     estimate_frozen_nats: float | None = None
     """Estimated effect of ablating, with detached norm scales (second estimator)."""
+    redundant_with: tuple[str, ...] = ()
+    """Nodes that stand in for this one: ablating it alone hides what ablating all of them does."""
+    joint_nats: float | None = None
+    """Exact effect of ablating this node and those of `redundant_with` at once."""
     influence: Rate | None = None
     """Share of the paths from the margin that pass it; None: not a node of the graph of edges."""
 

@@ -98,6 +98,7 @@ def calibration(found: Calibration) -> tuple[tuple[Table, ...], str]:
     kinds = (
         (calibrated.VARIANT_HEADS, calibrated.variant_rows(found)),
         (calibrated.NULL_HEADS, calibrated.null_rows(found)),
+        (calibrated.FRAME_HEADS, calibrated.frame_rows(found)),
         (calibrated.COVERAGE_HEADS, calibrated.coverage_rows(found)),
     )
     tables = []

@@ -25,6 +25,7 @@ from evalkit.attribution.certify import Change, Move, Setting, rerun_changes, re
 from evalkit.attribution.edges import Failure, Found, Point, find_edges
 from evalkit.attribution.influence import Scores
 from evalkit.attribution.shortlist import Place, Side, Table, shortlist, tabulate
+from evalkit.attribution.standins import MINIMUM_NATS, Searched, Together, find_stand_ins, with_stand_ins
 from evalkit.chain import UNCHAINED
 from evalkit.circuits import MINIMUM_NODE_NATS
 from evalkit.models.adapter import PADDING, Prompt, StreamModel, StreamRun, stream_of
@@ -127,6 +128,7 @@ def attribute_batch(
     ledger: list[list[InterventionRecord]] = [
         [r for c in certified[n] for r in _certificates(bench, n, audited, c)] for n in range(len(cases))
     ]
+    redundant = _stand_ins(bench, audited, tables, certified, ledger)
     edges = _edges(bench, audited, certified, spec, ledger)
     _switch_off(bench, audited, certified, sizes, ledger)
     _ceilings(bench, certified, sizes, ledger)
@@ -139,7 +141,7 @@ def attribute_batch(
         Attributed(
             case.sample.id,
             bench.margin(n),
-            _attribution(bench, n, tables[n], certified[n], edges[n], spec),
+            with_stand_ins(_attribution(bench, n, tables[n], certified[n], edges[n], spec), redundant[n]),
             ledger[n],
         )
         for n, case in enumerate(cases)
@@ -227,10 +229,21 @@ def positions_of_role(bench: Bench, n: int, hook: str, role: str) -> list[int]:
 def _certify_all(
     bench: Bench, saes: Mapping[str, Sae], tables: Sequence[Sequence[Table]], confirm: int, *, contrast: bool
 ) -> list[list[Certified]]:
-    """Exact effects of each case's shortlist: ablation always, contrast where asked for and present."""
+    """Exact effects of each case's shortlist."""
+    return _certify(bench, saes, tables, [shortlist(t, confirm) for t in tables], contrast=contrast)
+
+
+def _certify(
+    bench: Bench,
+    saes: Mapping[str, Sae],
+    tables: Sequence[Sequence[Table]],
+    lists: Sequence[Sequence[Place]],
+    *,
+    contrast: bool,
+) -> list[list[Certified]]:
+    """Exact effects of the listed candidates: ablation always, contrast where asked for and present."""
     wanted: list[tuple[int, Place, int]] = []  # (case, candidate, −1 for ablation or contrast sample)
     changes: list[Change] = []
-    lists = [shortlist(t, confirm) for t in tables]
     for n, places in enumerate(lists):
         offset = bench.captured.run.offset(n)
         for place in places:
@@ -292,6 +305,41 @@ def outcome_by_margin(bench: Bench, n: int, margin: float) -> Outcome | None:
     if bench.cases[n].pair.per_token:
         return None
     return "fail" if margin > 0 else "pass" if margin < 0 else "unscored"
+
+
+def _stand_ins(
+    bench: Bench,
+    coders: Coders,
+    tables: Sequence[Sequence[Table]],
+    certified: list[list[Certified]],
+    ledger: list[list[InterventionRecord]],
+) -> list[list[Together]]:
+    """Per case, nodes that stand in for each other; they join the certified ones, with ledger lines."""
+    searched = []
+    for n, own in enumerate(tables):
+        at, offset = {t.hook: k for k, t in enumerate(own)}, bench.captured.run.offset(n)
+        shown = {Place(at[c.table.hook], c.row) for c in certified[n] if abs(c.ablation) >= MINIMUM_NATS}
+
+        def ablation(p: Place, own: Sequence[Table] = own, offset: int = offset) -> tuple[Setting, ...]:
+            return _settings(own[p.table], p.row, -1, offset)
+
+        searched.append(Searched(n, len(bench.cases[n].prompt.ids) - 1, own, frozenset(shown), ablation))
+    found = find_stand_ins(searched, coders.saes, lambda changes: effects_of(bench, coders.saes, changes))
+    lists = [[p for s in found if s.row == n for p in s.places] for n in range(len(tables))]
+    together: list[list[Together]] = [[] for _ in tables]
+    for n, members in enumerate(_certify(bench, coders.saes, tables, lists, contrast=True)):
+        known = {c.key for c in certified[n]}
+        for c in members:
+            if c.key not in known:
+                certified[n].append(c)
+                ledger[n] += _certificates(bench, n, coders, c)
+        ids = {p: node_id(c) for p, c in zip(lists[n], members, strict=True)}
+        for s in (s for s in found if s.row == n):
+            names, after = tuple(ids[p] for p in s.places), bench.margin(n) - s.joint_nats
+            outcome = outcome_by_margin(bench, n, after)
+            ledger[n].append(ledger_line(bench, n, coders, "joint", names, len(names), outcome, after))
+            together[n].append(Together(names, s.joint_nats))
+    return together
 
 
 # -------------------------------------------------------------------------------------------- 4. edges
@@ -572,6 +620,8 @@ def _attribution(
     exact = {c.key: c for c in certified}
     listed = shortlist(tables, max(spec.max_nodes, spec.confirm))
     nodes = [_node(case, tables[p.table], p.row, exact) for p in listed]
+    named = {d.id for d in nodes}
+    nodes += [_node(case, c.table, c.row, exact) for c in certified if node_id(c) not in named]
     nodes.sort(
         key=lambda d: (-abs(d.confirmed_nats or 0.0), -abs(d.effect_nats), d.hook, d.position, d.feature)
     )

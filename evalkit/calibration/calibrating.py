@@ -12,6 +12,7 @@ from evalkit.calibrated import (
     Calibration,
     CoverageFigures,
     Expectation,
+    FrameFigures,
     ModeFigures,
     NullFigures,
     VariantFigures,
@@ -20,6 +21,7 @@ from evalkit.calibrated import (
 from evalkit.calibration.compiling import compile_wiring
 from evalkit.calibration.confirming import grade_mode
 from evalkit.calibration.coverage import N_DRAWS, measure_coverage
+from evalkit.calibration.locating import measure_frames
 from evalkit.calibration.measuring import MINIMUM_NATS, TOLERANCE_NATS, Setting, measure
 from evalkit.calibration.nulls import NULL_SEEDS, Grades, allowed, run_nulls
 from evalkit.calibration.wiring import NULLS, PLANTED, Wiring
@@ -27,6 +29,7 @@ from evalkit.models.cache import Progress, Step
 
 EXACT_NATS = 1e-2  # chosen: float32 rounding of two ways to compute one margin at stream norms of 64
 EXACT_CHANGE = 1e-2  # chosen: the same for a feature's activation
+LOCATED = 0.95  # chosen: at most one frame in twenty missed or too many
 COVERED = 0.93  # chosen: least coverage, over all rows of a kind, that an interval of 95 % may have
 N_NULL = 24  # two of each kind; `--null 300` for the full set
 
@@ -69,6 +72,7 @@ def run_calibration(
     progress(Step("planted models", n_models, n_models, "models"))
     null = run_nulls(seed, n_null, grades=grades, checkpoint=checkpoint, progress=progress)
     coverage = measure_coverage(seed, n_draws, progress) if n_draws else ()
+    frames = (measure_frames(seed),)
     return Calibration(
         evalkit=importlib.metadata.version("evalkit-audit"),
         torch=torch.__version__.partition("+")[0],
@@ -82,12 +86,14 @@ def run_calibration(
         modes=tuple(modes),
         null=null,
         coverage=coverage,
+        frames=frames,
         expectations=(
             *(e for v in measured for e in expected_of(v)),
             *(expected_of_mode(m) for m in modes),
             *(e for v in unplanted for e in expected_of_null_model(v)),
             *expected_of_nulls(null),
             *expected_of_coverage(coverage),
+            *(e for f in frames for e in expected_of_frames(f)),
         ),
     )
 
@@ -116,7 +122,12 @@ def expected_of(v: VariantFigures) -> list[Expectation]:
             f"{v.n_blind_recalled} of {v.n_blind} seen",
         ),
         (
-            "pair ablation finds stand-ins and nothing else",
+            "ablating every pair shows the planted stand-ins",
+            v.n_pairs_true == v.n_pairs_planted,
+            f"{v.n_pairs_true} of {v.n_pairs_planted}",
+        ),
+        (
+            "group ablation names stand-ins and nothing else",
             v.n_pairs_found == v.n_pairs_planted and v.n_pairs_false == 0,
             f"{v.n_pairs_found} of {v.n_pairs_planted}, {v.n_pairs_false} false",
         ),
@@ -174,6 +185,21 @@ def expected_of_nulls(null: NullFigures) -> list[Expectation]:
         ),
     )
     return [Expectation(variant="null runs", rule=r, holds=h, found=f) for r, h, f in rules] if null.n else []
+
+
+def expected_of_frames(f: FrameFigures) -> list[Expectation]:
+    """A planted event is located at its frames, and padding is left alone."""
+    rules = (
+        ("clips with the event fail", f.n_failed == f.n, f"{f.n_failed} of {f.n}"),
+        ("the event is located at its frames", f.iou >= LOCATED, f"IoU {f.iou:.3f}"),
+        ("no other feature is blamed", f.n_false == 0, f"{f.n_false} certified"),
+        (
+            "padding is not decomposed",
+            f.n_padding_decomposed == 0,
+            f"{f.n_padding_decomposed} of {f.n_padding} frames",
+        ),
+    )
+    return [Expectation(variant=f.variant, rule=r, holds=h, found=w) for r, h, w in rules]
 
 
 def expected_of_coverage(rows: Sequence[CoverageFigures]) -> list[Expectation]:

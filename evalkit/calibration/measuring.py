@@ -5,7 +5,8 @@
 2. Every exact effect is measured again by full forwards (`truth`).
 3. Certified nodes are compared with the planted ones; estimates with exact effects; flips with the floors.
 4. The same again with the decoder's rows shuffled: a planted circuit must not be found.
-5. Pairs of features are ablated together (`pairs`).
+5. Redundant pairs that the pipeline named are compared with the planted ones, and with what ablating every
+   pair shows (`pairs`).
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def measure(wiring: Wiring, seed: int, setting: Setting) -> tuple[VariantFigures
         lambda c: c.alone and c.listed,
     )
     edges = compare_edges(observed, [f.planted for f in failures], edges_of(done))
-    return _figures(observed, seed, failures, n_shuffled, floors(done), edges), observed
+    pairs = _pairs(observed, [f.nodes for f in failures])
+    return _figures(observed, seed, failures, n_shuffled, floors(done), edges, pairs), observed
 
 
 def planted_nodes(observed: Observed, case: Case) -> dict[Key, Cause]:
@@ -163,6 +165,7 @@ def _figures(
     n_shuffled: int,
     floor: FloorFigures,
     edges: EdgeFigures,
+    pairs: _PairCount,
 ) -> VariantFigures:
     wiring, weak = observed.compiled.wiring, weak_features(observed.compiled)
     own = [s for s in observed.samples.values() if not s.control]
@@ -175,7 +178,6 @@ def _figures(
     n_planted, n_recalled = _n_recalled(failures, lambda c: c.alone and c.listed)
     n_blind, n_blind_recalled = _n_recalled(failures, lambda c: not c.alone)
     n_unlisted, n_unlisted_recalled = _n_recalled(failures, lambda c: not c.listed)
-    pairs = _pairs(observed)
     return VariantFigures(
         variant=wiring.name,
         title=wiring.title,
@@ -208,6 +210,7 @@ def _figures(
         estimators=tuple(_estimator(name, failures) for name in _ESTIMATES),
         n_gradient_blind=sum(not c.by_gradient for _, _, c in shown),
         n_pairs_planted=pairs.planted,
+        n_pairs_true=pairs.true,
         n_pairs_found=pairs.found,
         n_pairs_false=pairs.false,
         shuffled_recall=n_shuffled / n_planted if n_planted else None,
@@ -288,21 +291,25 @@ class _PairCount(NamedTuple):
     """Redundant pairs in the failures that were searched for them."""
 
     planted: int
+    true: int
     found: int
     false: int
 
 
-def _pairs(observed: Observed) -> _PairCount:
-    n_planted = n_found = n_false = 0
-    for case in observed.cases[:N_PAIR_CASES]:
+def _pairs(observed: Observed, nodes: Sequence[dict[Key, Node]]) -> _PairCount:
+    n_planted = n_true = n_found = n_false = 0
+    for case, own in zip(observed.cases[:N_PAIR_CASES], nodes, strict=False):
         stand_ins = [k for k, c in planted_nodes(observed, case).items() if not c.alone]
         planted = {frozenset((a, b)) for a in stand_ins for b in stand_ins if a.hook == b.hook and a != b}
-        found = {
+        true = {
             frozenset((r.first, r.second))
             for sae in observed.compiled.saes.values()
             for r in redundant_pairs(observed.compiled.model, case, sae, MINIMUM_NATS)
         }
+        key_of = {n.id: k for k, n in own.items()}
+        found = {frozenset((k, key_of[other])) for k, n in own.items() for other in n.redundant_with}
         n_planted += len(planted)
+        n_true += len(planted & true)
         n_found += len(planted & found)
         n_false += len(found - planted)
-    return _PairCount(n_planted, n_found, n_false)
+    return _PairCount(n_planted, n_true, n_found, n_false)

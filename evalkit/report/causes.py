@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from evalkit.records import (
@@ -212,11 +212,25 @@ def _failure(sample: SampleResult, known: circuit_figures.Known) -> NodeReport:
     )
     return NodeReport(
         text.name(sample.id),
-        lead,
+        lead + _stand_ins(nodes),
         _shares(sample),
         circuit_figures.sample_figure(sample, nodes, known),
         table,
     )
+
+
+def _stand_ins(nodes: Sequence[Node]) -> str:
+    """A sentence per group of nodes of which each hides what the others do."""
+    names = {n.id: f"{features.feature_id(n.hook, n.feature)} at position {n.position}" for n in nodes}
+    groups = {frozenset((n.id, *n.redundant_with)): n.joint_nats for n in nodes if n.redundant_with}
+    sentences = []
+    for members, joint in groups.items():
+        listed = text.words([names.get(i, i) for i in sorted(members)])
+        sentences.append(
+            f" Redundant: {listed} stand in for each other; ablated together they move the margin by "
+            f"{text.nats(joint)} nats, alone they hide it."
+        )
+    return "".join(sentences)
 
 
 def _shares(sample: SampleResult) -> Figure | None:

@@ -57,10 +57,12 @@ def _blind(found: Calibration) -> list[str]:
         )
     doubled = [v for v in found.variants if v.n_blind]
     if doubled:
-        seen = sum(v.n_blind_recalled for v in doubled)
+        named, planted = sum(v.n_pairs_found for v in doubled), sum(v.n_pairs_planted for v in doubled)
         words.append(
-            f"Of {sum(v.n_blind for v in doubled)} nodes with a stand-in that takes over, single ablation "
-            f"shows {seen}."
+            f"Single ablation shows {sum(v.n_blind_recalled for v in doubled)} of "
+            f"{sum(v.n_blind for v in doubled)} nodes that have a stand-in; ablating groups named {named} of "
+            f"{planted} such pairs. Stand-ins at different hooks, or among more than eight features, are not "
+            "searched."
         )
     return words
 
@@ -87,4 +89,11 @@ def _tables(found: Calibration) -> tuple[Table, ...]:
         "rows: combinations of sample size and true rate; its interval: the Monte-Carlo error of the "
         "coverage; least row: the worst combination.",
     )
-    return tuple(t for t in (variants, nulls, coverage) if t.rows)
+    sound = Table(
+        "A planted event in sound, located in frames of 20 ms",
+        (Column(calibrated.FRAME_HEADS[0]), *(Column(h, "num") for h in calibrated.FRAME_HEADS[1:])),
+        tuple(calibrated.frame_rows(found)),
+        "located frames: those at which a blamed feature fires within its segment of 200 ms; padding: frames "
+        "beyond the clip's end, which no SAE may read.",
+    )
+    return tuple(t for t in (variants, nulls, coverage, sound) if t.rows)

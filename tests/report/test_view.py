@@ -27,6 +27,27 @@ def test_the_random_samples_are_the_counted_ones_with_the_smallest_seeded_hash(
     assert [card.id for card in view.results.random] == ranked[:5]
 
 
+def test_a_failure_says_which_of_its_nodes_stand_in_for_each_other(run: Run) -> None:
+    sample = next(s for s in run.results.samples if s.attribution and len(s.attribution.nodes) > 1)
+    assert sample.attribution is not None
+    first, second, *rest = sample.attribution.nodes
+    nodes = (
+        first.model_copy(update={"redundant_with": (second.id,), "joint_nats": 4.8}),
+        second.model_copy(update={"redundant_with": (first.id,), "joint_nats": 4.8}),
+        *rest,
+    )
+    changed = sample.model_copy(
+        update={"attribution": sample.attribution.model_copy(update={"nodes": nodes}), "margin_nats": 99.0}
+    )
+    results = run.results.model_copy(
+        update={"samples": tuple(changed if s.id == sample.id else s for s in run.results.samples)}
+    )
+    leads = [f.lead for mode in build_view(results, run.plan).causes.modes for f in mode.failures]
+    [lead] = [x for x in leads if "stand in for each other" in x]
+    assert lead.count("at position") == 2
+    assert "+4.80 nats" in plain(lead)
+
+
 def test_another_seed_draws_other_samples(run: Run, view: ReportView) -> None:
     other = run.results.model_copy(update={"run": run.results.run.model_copy(update={"seed": 8})})
     assert {c.id for c in build_view(other).results.random} != {c.id for c in view.results.random}
