@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import JsonValue
@@ -27,9 +27,11 @@ from evalkit.digests import digest_code, digest_file, digest_list
 from evalkit.errors import ConfigError
 from evalkit.installed import locked_distributions, version
 from evalkit.located import depth, swept_hooks
+from evalkit.models.adapter import Prompt, StreamModel
+from evalkit.models.audio import open_audio_model
 from evalkit.models.cache import Progress
-from evalkit.models.resolve import resolve_model
-from evalkit.models.text import Prompt, TextModel, open_text_model
+from evalkit.models.resolve import ResolvedModel, resolve_model
+from evalkit.models.text import open_text_model
 from evalkit.multiverse import sizes_within
 from evalkit.plugins import Probe
 from evalkit.records import (
@@ -49,6 +51,7 @@ from evalkit.saes.labels import Labels, labels_for
 from evalkit.saes.loaders import holds_sae, load_sae
 from evalkit.scorers import check_sample, make_scorer
 from evalkit.splits import has_variants, held_out_groups
+from evalkit.suite_clips import sounds_of
 from evalkit.suites import LoadedSuite, load_suite, render_samples
 
 BATCH_SIZE = 16  # chosen: decoding gains up to about 32 rows on two cores; 16 keeps the cache small
@@ -101,7 +104,8 @@ class Prepared(NamedTuple):
 
     loaded: LoadedSuite
     plan: Plan
-    model: TextModel
+    model: Any
+    """A `models.adapter.StreamModel`; probes take the adapter of their own modality."""
     saes: dict[str, Sae]
     sae_folders: dict[str, Path]
     """Hook → folder, where an index of contexts may lie."""
@@ -150,9 +154,9 @@ def prepare(options: Options, progress: Progress) -> Prepared:
     suite = loaded.suite
     samples = render_samples(loaded, limit=options.limit)
     ref = options.model or suite.model.ref
-    if suite.model.modality != "text":
+    if suite.model.modality not in ("text", "audio"):
         raise ConfigError(
-            f"{loaded.path}: model.modality: '{suite.model.modality}' has no adapter; only 'text' has"
+            f"{loaded.path}: model.modality: '{suite.model.modality}' has no adapter; 'text' and 'audio' have"
         )
     resolved = resolve_model(
         ref,
@@ -161,7 +165,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
         offline=options.offline,
         progress=progress,
     )
-    model = open_text_model(resolved, device=options.device, dtype=options.dtype)
+    model = _open_model(loaded, resolved, options)
     opened = _open_saes(options, loaded, model)
     probes = {p.id: _make_probe(p) for p in suite.probes}
     prompts = _encode_all(model, samples, probes)
@@ -205,6 +209,15 @@ def prepare(options: Options, progress: Progress) -> Prepared:
     )  # fmt: skip
 
 
+def _open_model(loaded: LoadedSuite, resolved: ResolvedModel, options: Options) -> Any:
+    """The adapter of the suite's modality, with the suite's sounds where it hears."""
+    if loaded.suite.model.modality == "text":
+        return open_text_model(resolved, device=options.device, dtype=options.dtype)
+    model = open_audio_model(resolved, device=options.device, dtype=options.dtype)
+    model.sounds = {sound.record.sha256: sound.pcm for sound in sounds_of(loaded).values()}
+    return model
+
+
 # ------------------------------------------------------------------------------------------------- SAEs
 
 
@@ -218,7 +231,7 @@ class _Opened(NamedTuple):
     """Hooks of families given with `hook: auto`, out of which the sweep chooses."""
 
 
-def _open_saes(options: Options, loaded: LoadedSuite, model: TextModel) -> _Opened:
+def _open_saes(options: Options, loaded: LoadedSuite, model: StreamModel) -> _Opened:
     """The suite's SAEs that belong to this model, or those in `--saes`; none if none fits.
 
     SAEs named by the suite but trained on another model are left out when `--model` chose that model:
@@ -235,7 +248,7 @@ def _open_saes(options: Options, loaded: LoadedSuite, model: TextModel) -> _Open
             path,
             None if ref.hook == "auto" else ref.hook,
             d_model=None if foreign else model.d_model,
-            n_layers=None if foreign else model.n_layers,
+            n_layers=None if foreign or model.record.modality == "audio" else model.n_layers,
         )
         if foreign and not _fits(sae, model):
             continue
@@ -288,7 +301,7 @@ def _refs_in(folder: Path) -> list[SaeRef]:
     return [SaeRef(ref=str(p.resolve()), hook="auto") for p in found]
 
 
-def _fits(sae: Sae, model: TextModel) -> bool:
+def _fits(sae: Sae, model: StreamModel) -> bool:
     """Whether a suite's SAE can be meant for another model than the suite's."""
     known = sae.card.model_sha256 if sae.card is not None else None
     same_model = known is None or known == model.record.sha256
@@ -359,7 +372,7 @@ def _make_probe(spec: ProbeSpec) -> Probe:
 
 
 def _encode_all(
-    model: TextModel, samples: Sequence[Sample], probes: Mapping[str, Probe]
+    model: StreamModel, samples: Sequence[Sample], probes: Mapping[str, Probe]
 ) -> dict[str, Prompt]:
     prompts = {s.id: model.encode(s) for s in samples}
     for name, probe in probes.items():

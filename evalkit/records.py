@@ -101,6 +101,9 @@ class ScorerSpec(Record):
     """Which result is the failure. Default: `no_match` (the right answer, or the refusal, is missing)."""
     ignore_case: bool = True
     """Compare without regard to case."""
+    max_error: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    """`wer`, `cer`: the highest error rate that passes (default 0.3); `said`: the highest that still says
+    the target (default 0)."""
 
 
 class ProbeSpec(Record):
@@ -139,6 +142,10 @@ class ProbeSpec(Record):
 
     @model_validator(mode="after")
     def _one_prompt(self) -> ProbeSpec:
+        if self.kind == "transcribe":
+            if self.prompt is not None or self.chat is not None:
+                raise ValueError("kind 'transcribe' hears its clip; remove 'prompt' and 'chat'")
+            return self
         if (self.prompt is None) == (self.chat is None):
             raise ValueError("give exactly one of 'prompt' and 'chat'")
         return self

@@ -64,20 +64,17 @@ def decode_clip(data: bytes, name: str) -> Pcm:
     return to_pcm(mono)
 
 
-def read_clip(path: Path, sha256: str | None = None) -> Pcm:
-    """The samples of the file at `path`, compared with the digest of its samples if one is given.
+def read_clip(path: Path) -> Pcm:
+    """The samples of the file at `path`.
 
     Raises:
-        SuiteError: the file cannot be read as sound, or its samples have another digest.
+        SuiteError: the file cannot be read as sound.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise SuiteError(f"{path}: {error.strerror}; correct the sample's clip") from error
-    pcm = decode_clip(data, str(path))
-    if sha256 is not None and pcm_sha256(pcm) != sha256:
-        raise SuiteError(f"{path}: its samples have SHA-256 {pcm_sha256(pcm)}, expected {sha256}")
-    return pcm
+    return decode_clip(data, str(path))
 
 
 def to_pcm(samples: NDArray[Any]) -> Pcm:

@@ -33,6 +33,7 @@ from evalkit.documents import (
 )
 from evalkit.errors import PolicyError, SuiteError, did_you_mean
 from evalkit.records import FileDigest, Policy, ProbeSpec, Rule, ScorerSpec, Suite
+from evalkit.sound import MAX_CLIP_BYTES, SUFFIXES
 
 MAX_HINTS = 1000
 """Chosen: ids that a misspelt counterfactual is compared with."""
@@ -52,6 +53,8 @@ class Item(NamedTuple):
     source: Source
     line: int
     fields: dict[str, JsonValue]
+    sound: bytes | None = None
+    """`transcribe`: the file that `clip` names."""
 
     @property
     def id(self) -> str:
@@ -210,7 +213,7 @@ def _check_suite(suite: Suite, root: Node, source: Source) -> None:
             line, hint = line_of(root, "probes", i, "kind"), did_you_mean(probe.kind, kinds)
             source.fail(line, f"probes.{i}.kind: no probe kind {shown(probe.kind)}{hint}")
         _check_scorer(i, probe, root, source)
-        _check_probe(i, probe, root, source)
+        _check_probe(i, suite, probe, root, source)
 
 
 def _check_scorer(i: int, probe: ProbeSpec, root: Node, source: Source) -> None:
@@ -223,7 +226,7 @@ def _check_scorer(i: int, probe: ProbeSpec, root: Node, source: Source) -> None:
         source.fail(line, f"probes.{i}.{key}: no scorer {shown(scorer.name)}{hint}")
 
 
-def _check_probe(i: int, probe: ProbeSpec, root: Node, source: Source) -> None:
+def _check_probe(i: int, suite: Suite, probe: ProbeSpec, root: Node, source: Source) -> None:
     def refuse(key: str, message: str) -> NoReturn:
         source.fail(line_of(root, "probes", i, key), f"probes.{i}.{key}: {message}")
 
@@ -236,6 +239,14 @@ def _check_probe(i: int, probe: ProbeSpec, root: Node, source: Source) -> None:
         refuse("scorer", "missing; kind 'generate' needs a scorer, such as 'refusal'")
     if probe.kind == "generate" and probe.answers is not None:
         refuse("answers", "kind 'generate' has no answers; remove this, or use kind 'choice'")
+    if probe.kind == "transcribe" and probe.scorer is None:
+        refuse("scorer", "missing; kind 'transcribe' needs a scorer, such as 'wer'")
+    if probe.kind == "transcribe" and suite.model.modality != "audio":
+        refuse("kind", "'transcribe' hears sound; set model.modality: audio")
+    if probe.kind != "transcribe" and suite.model.modality == "audio":
+        refuse("kind", f"'{probe.kind}' reads text, and the suite's model hears; use kind 'transcribe'")
+    if probe.kind == "transcribe" and suite.contexts != ("neutral",):
+        refuse("kind", "'transcribe' has no framings; remove 'contexts'")
     if probe.repeats > 1 and probe.temperature == 0.0:
         refuse("repeats", "repeats at temperature 0 are copies, not samples; set a temperature above 0")
     if probe.chat is not None and not any(message.role == "user" for message in probe.chat):
@@ -265,7 +276,17 @@ def _items(i: int, probe: ProbeSpec, root: Node, source: Source, folder: _Folder
         source.fail(node.line, f"probes.{i}.samples: no samples; give at least one")
     for item in items:
         _check_fields(item)
-    return items
+    return [_with_sound(item, folder) for item in items] if probe.kind == "transcribe" else items
+
+
+def _with_sound(item: Item, folder: _Folder) -> Item:
+    clip = item.fields.get("clip")
+    if clip is None:
+        return item
+    if not isinstance(clip, str) or not clip.lower().endswith(SUFFIXES):
+        item.fail(f"clip: {shown(clip)} is not a {', '.join(SUFFIXES)} file")
+    place = f"sample {shown(item.fields.get('id'))}: clip"
+    return item._replace(sound=folder.read(clip, item.source, item.line, place, MAX_CLIP_BYTES))
 
 
 def _check_fields(item: Item) -> None:

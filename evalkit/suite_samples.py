@@ -15,6 +15,7 @@ import jinja2
 from evalkit.documents import line_of, shown
 from evalkit.errors import ConfigError
 from evalkit.records import ChatMessage, Context, ProbeSpec, Sample
+from evalkit.suite_clips import Sound, sounds_of
 from evalkit.suite_files import IDENTIFIER, Item, LoadedSuite, scorer_of
 from evalkit.templates import TemplateFault, compile_template, render
 
@@ -59,13 +60,17 @@ def render_samples(loaded: LoadedSuite, *, limit: int | None = None) -> tuple[Sa
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit {limit}: must be at least 1; leave it out to run all samples")
     samples: list[Sample] = []
+    sounds: dict[str, Sound] = {}
     for i, probe in enumerate(loaded.suite.probes):
         items = [item for item in loaded.items if item.probe == i]
         twins = {item.twin for item in items if item.twin is not None}
         groups = _groups(items)
         templates = _compile(loaded, i, probe)
+        sounds = sounds or (sounds_of(loaded) if probe.kind == "transcribe" else {})
         for item in _limited(items, twins, limit):
-            neutral = _render_item(loaded, probe, item, templates, groups[item.id], item.id in twins)
+            neutral = _render_item(
+                loaded, probe, item, templates, groups[item.id], item.id in twins, sounds.get(item.id)
+            )
             for context in loaded.suite.contexts:
                 framed = _framed(neutral, context)
                 samples += [_repeated(framed, repeat) for repeat in range(probe.repeats)]
@@ -118,7 +123,13 @@ def _compile(loaded: LoadedSuite, i: int, probe: ProbeSpec) -> _Templates:
 
 
 def _render_item(
-    loaded: LoadedSuite, probe: ProbeSpec, item: Item, templates: _Templates, group: str, is_twin: bool
+    loaded: LoadedSuite,
+    probe: ProbeSpec,
+    item: Item,
+    templates: _Templates,
+    group: str,
+    is_twin: bool,
+    sound: Sound | None,
 ) -> Sample:
     """The sample in the neutral context."""
 
@@ -131,7 +142,11 @@ def _render_item(
             loaded.source.fail(template.line, f"{template.key}: sample '{item.id}': renders to nothing")
         return rendered
 
-    contents = [text(t, role != "user") for t, role in zip(templates.messages, templates.roles, strict=True)]
+    if sound is not None:
+        contents = [_in_words(sound)]
+    else:
+        roles = templates.roles
+        contents = [text(t, role != "user") for t, role in zip(templates.messages, roles, strict=True)]
     safe, fail = (text(t) if t else None for t in (templates.safe, templates.fail))
     if safe is not None and fail is not None and safe.strip() == fail.strip():
         place = f"probes.{item.probe}.answers: sample '{item.id}'"
@@ -152,7 +167,8 @@ def _render_item(
         "validity": item.fields.get("validity", "valid"),
         "messages": messages,
         "raw": probe.raw,
-        "spans": _spans(item, contents[_last_user(templates.roles)]),
+        "spans": _spans(item, contents[_last_user(templates.roles)], sound),
+        "clip": sound.record.model_dump() if sound is not None else None,
         "safe": safe,
         "fail": fail,
         "reference": item.fields.get("reference"),
@@ -178,12 +194,24 @@ def _last_user(roles: tuple[str, ...]) -> int:
     return max(n for n, role in enumerate(roles) if role == "user")
 
 
-def _spans(item: Item, message: str) -> dict[str, list[int]]:
-    """Spans of the sample's `input`, moved to where it stands in `message`, the last one of the user."""
-    whole, offset, where = message, 0, "the rendered prompt"
+def _in_words(sound: Sound) -> str:
+    """The clip for a reader: its name, length and recipe."""
+    made = sound.record.attack
+    recipe = f", {json.dumps(made, ensure_ascii=False)}" if made is not None else ""
+    return f"{sound.record.name}, {sound.record.duration_s:.2f} s{recipe}"
+
+
+def _spans(item: Item, message: str, sound: Sound | None) -> dict[str, list[int]]:
+    """Spans of the sample's `input`, moved to where it stands in `message`, the last one of the user.
+
+    Of a clip: milliseconds.
+    """
+    length, offset, where = len(message), 0, "characters of the rendered prompt"
+    if sound is not None:
+        length, where = round(sound.record.duration_s * 1000), "milliseconds of the clip"
     given = item.fields.get("input")
     if isinstance(given, str) and given and _occurs_once(given, message):
-        whole, offset, where = given, message.index(given), "'input'"
+        length, offset, where = len(given), message.index(given), "characters of 'input'"
     spans: dict[str, list[int]] = {}
     written = item.fields.get("spans", {})
     assert isinstance(written, dict)
@@ -191,8 +219,8 @@ def _spans(item: Item, message: str) -> dict[str, list[int]]:
         assert isinstance(span, list)
         start, end = span
         assert isinstance(start, int) and isinstance(end, int)
-        if not 0 <= start < end <= len(whole):
-            item.fail(f"spans.{name}: [{start}, {end}] is not inside the {len(whole)} characters of {where}")
+        if not 0 <= start < end <= length:
+            item.fail(f"spans.{name}: [{start}, {end}] is not inside the {length} {where}")
         spans[name] = [start + offset, end + offset]
     return spans
 

@@ -63,11 +63,10 @@ def test_a_rate_of_0_hz_and_two_hours_are_found_in_the_header() -> None:
         decode_clip(flac, "a.flac")
 
 
-def test_a_changed_or_missing_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     path.write_bytes(encode_clip(to_pcm(np.zeros(10))))
-    with pytest.raises(SuiteError, match="its samples have SHA-256"):
-        read_clip(path, "0" * 64)
+    assert len(read_clip(path)) == 10
     with pytest.raises(SuiteError, match="No such file"):
         read_clip(tmp_path / "none.wav")
 

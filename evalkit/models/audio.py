@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -34,7 +33,6 @@ from evalkit.errors import ModelError, SuiteError
 from evalkit.models.adapter import PADDING, Edit
 from evalkit.models.resolve import ResolvedModel
 from evalkit.records import ModelRecord, Sample
-from evalkit.sound import read_clip
 
 FRAME_SAMPLES = 320
 """Samples per encoder position: a hop of 160 (10 ms at 16 kHz) and a convolution of stride 2."""
@@ -130,8 +128,8 @@ class AudioModel:
         self.tokenizer = tokenizer
         self.extractor = extractor
         self.record = record
-        self.media = Path()
-        """The folder that clips' names are relative to: the suite's."""
+        self.sounds: dict[str, NDArray[np.int16]] = {}
+        """Clips by the digest of their samples; whoever loads the suite fills it."""
         self.encoder, self.decoder = module.model.encoder, module.model.decoder
         self.n_encoder = len(self.encoder.layers)
         self.n_layers = self.n_encoder + len(self.decoder.layers)
@@ -176,7 +174,7 @@ class AudioModel:
         """
         if sample.clip is None:
             raise SuiteError(f"sample '{sample.id}': has no clip; kind 'transcribe' reads sound")
-        pcm = read_clip(self.media / sample.clip.name, sample.clip.sha256)
+        pcm = self.sounds[sample.clip.sha256]
         limit_s = self.n_frames * FRAME_SAMPLES / SAMPLE_RATE_HZ
         if len(pcm) > self.n_frames * FRAME_SAMPLES:
             raise SuiteError(

@@ -16,7 +16,7 @@ from evalkit.models.adapter import PADDING
 from evalkit.models.audio import SEGMENT_FRAMES, AudioModel, Clip, open_audio_model
 from evalkit.models.resolve import resolve_model
 from evalkit.records import ClipRecord, Sample
-from evalkit.sound import encode_clip, pcm_sha256, to_pcm
+from evalkit.sound import pcm_sha256, to_pcm
 
 HOOKS = ("encoder.layers.0", "encoder.layers.2", "decoder.layers.1")
 
@@ -162,17 +162,16 @@ def test_frames_align_with_a_clean_twin_and_not_with_its_padding(model: AudioMod
     assert align(noisy, clean, "twin")[:20] == tuple(range(20))
 
 
-def test_a_sample_is_read_from_its_file_and_checked(model: AudioModel, tmp_path: Path) -> None:
+def test_a_sample_is_found_by_its_digest_and_checked(model: AudioModel) -> None:
     pcm = clip(model).ids.pcm
-    (tmp_path / "a.flac").write_bytes(encode_clip(pcm))
     record = ClipRecord(name="a.flac", sha256=pcm_sha256(pcm), duration_s=0.62)
     sample = Sample(id="a", probe="p", failure_mode="f", group="a", messages=(), clip=record)
-    model.media = tmp_path
+    model.sounds[pcm_sha256(pcm)] = pcm
     assert np.array_equal(model.encode(sample).ids.pcm, pcm)
     with pytest.raises(SuiteError, match=r"sample 'a': has no clip"):
         model.encode(sample.model_copy(update={"clip": None}))
     long = to_pcm(np.zeros(32000))
-    (tmp_path / "a.flac").write_bytes(encode_clip(long))
+    model.sounds[pcm_sha256(long)] = long
     record = record.model_copy(update={"sha256": pcm_sha256(long)})
     with pytest.raises(SuiteError, match=r"the clip lasts 2\.0 s and the model hears 1 s at once; cut it"):
         model.encode(sample.model_copy(update={"clip": record}))
