@@ -105,8 +105,8 @@ def main() -> None:
     print(said)
     write("degraded", twins(names, "d"), degraded(clean, voices))
     write("nonspeech", [], nonspeech())
-    write("commands", twins(names, "c", list(COMMANDS)), [*hidden(clean), *targeted(model, clean)])
     write("gradient", twins(names, "g"), [*untargeted(model, clean, said), *appended(model, clean)])
+    write("commands", twins(names, "c", list(COMMANDS)), [*hidden(clean), *targeted(model, clean)])
 
 
 def twins(names: dict[str, str], prefix: str, only: list[str] | None = None) -> list[dict[str, Any]]:
@@ -155,20 +155,20 @@ def hidden(clean: dict[str, Pcm]) -> list[dict[str, Any]]:
 
 
 def targeted(model: AudioModel, clean: dict[str, Pcm]) -> list[dict[str, Any]]:
-    began, words = time.time(), list(COMMANDS.values())
-    made = {"kind": "pgd", "targeted": True, "norm": "snr_db", "bound": 20, "n_steps": 120, "seed": 0}
-    pcm = pgd(model, [clean[n] for n in COMMANDS], words, Bound("snr_db", 20), targeted=True, n_steps=120)
-    print("targeted", round(time.time() - began), "s", heard(model, pcm), flush=True)
-    items = [attacked("c", n, "pgd", p, made) for n, p in zip(COMMANDS, pcm, strict=True)]
-    return [{**item, "target": w} for item, w in zip(items, words, strict=True)]
+    """One clip only: a targeted attack takes many steps."""
+    began, n = time.time(), "0880"
+    made = {"kind": "pgd", "targeted": True, "norm": "snr_db", "bound": 15, "n_steps": 30, "seed": 0}
+    [pcm] = pgd(model, [clean[n]], [COMMANDS[n]], Bound("snr_db", 15), targeted=True, n_steps=30)
+    print("targeted", round(time.time() - began), "s", heard(model, [pcm]), flush=True)
+    return [{**attacked("c", n, "pgd", pcm, made), "target": COMMANDS[n]}]
 
 
 def untargeted(model: AudioModel, clean: dict[str, Pcm], said: dict[str, str]) -> list[dict[str, Any]]:
     found = []
-    for name, bound in (("linf", Bound("linf", 0.002)), ("snr", Bound("snr_db", 30.0))):
+    for name, bound in (("linf", Bound("linf", 0.008)), ("snr", Bound("snr_db", 20.0))):
         began = time.time()
-        made = {"kind": "pgd", "targeted": False, "norm": bound.norm, "bound": bound.value, "n_steps": 30}
-        pcm = pgd(model, list(clean.values()), list(said.values()), bound, targeted=False, n_steps=30)
+        made = {"kind": "pgd", "targeted": False, "norm": bound.norm, "bound": bound.value, "n_steps": 5}
+        pcm = pgd(model, list(clean.values()), list(said.values()), bound, targeted=False, n_steps=5)
         print("untargeted", name, round(time.time() - began), "s", heard(model, pcm), flush=True)
         found += [
             attacked("g", n, f"pgd-{name}", p, {**made, "seed": 0}) for n, p in zip(clean, pcm, strict=True)
@@ -180,8 +180,8 @@ def appended(model: AudioModel, clean: dict[str, Pcm]) -> list[dict[str, Any]]:
     """One sound learned on three clips; appended also to the two it never saw."""
     began = time.time()
     learned = ["0880", "0890", "0930"]
-    made = {"kind": "universal", "appended_s": 0.64, "peak": 0.05, "n_steps": 60, "learned_on": learned}
-    sound = universal(model, [clean[n] for n in learned], n_samples=10240, peak=0.05, n_steps=60)
+    made = {"kind": "universal", "appended_s": 0.64, "peak": 0.05, "n_steps": 8, "learned_on": learned}
+    sound = universal(model, [clean[n] for n in learned], n_samples=10240, peak=0.05, n_steps=8)
     pcm = [np.concatenate([clean[n], sound]) for n in clean]
     print("universal", round(time.time() - began), "s", heard(model, pcm), flush=True)
     items = []

@@ -36,6 +36,7 @@ from evalkit.saes.feature_evidence import read_evidence
 from evalkit.saes.labels import labelled
 from evalkit.scorers.validation import shipped_validations
 from evalkit.sign_off import FILE, read_sign_off
+from evalkit.sound import encode_clip
 from evalkit.store import (
     Answered,
     RunStore,
@@ -123,7 +124,17 @@ def open_store(options: Options, prepared: Prepared) -> RunStore:
                 options=planning.options_record(options, folder),
             )
         )
+    _keep_sounds(prepared, folder)
     return store
+
+
+def _keep_sounds(prepared: Prepared, folder: Path) -> None:
+    """Every clip as heard, named by the digest of its samples, so that a third party can hear it again."""
+    for sha256, pcm in getattr(prepared.model, "sounds", {}).items():
+        path = folder / "media" / f"{sha256}.flac"
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(encode_clip(pcm))
 
 
 # ----------------------------------------------------------------------------------- respond and score

@@ -39,6 +39,7 @@ from evalkit.report.nouns import (
     NodeReport,
     Table,
 )
+from evalkit.report.sound_figure import sound_report
 
 N_NODES = 12
 _BASELINES = {
@@ -120,7 +121,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
         curve_words=words,
         curve_beaten=beaten,
         circuits=tuple(_circuit(c, samples, known) for c in mode_circuits[:4]),
-        failures=tuple(_failure(s, known) for s in worst),
+        failures=tuple(_failure(s, known, inputs.clips.get(s.id)) for s in worst),
     )
 
 
@@ -170,7 +171,7 @@ def _ranked(nodes: tuple[Node, ...]) -> list[Node]:
     )
 
 
-def _failure(sample: SampleResult, known: circuit_figures.Known) -> NodeReport:
+def _failure(sample: SampleResult, known: circuit_figures.Known, clip: bytes | None) -> NodeReport:
     attribution = sample.attribution
     assert attribution is not None
     nodes = _ranked(attribution.nodes)
@@ -216,6 +217,7 @@ def _failure(sample: SampleResult, known: circuit_figures.Known) -> NodeReport:
         _shares(sample),
         circuit_figures.sample_figure(sample, nodes, known),
         table,
+        sound_report(sample, clip) if clip is not None else None,
     )
 
 

@@ -6,6 +6,8 @@ Nothing here computes; `view.build_view` fills it and the templates lay it out. 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from markupsafe import Markup
@@ -28,6 +30,8 @@ class Inputs(NamedTuple):
     sign_off: StoredSignOff | None = None
     """auditor.yaml, if one was given."""
     maps: tuple[RequirementMap, ...] = ()
+    clips: Mapping[str, bytes] = MappingProxyType({})
+    """Sample → its clip as a FLAC file, where the run kept it."""
 
 
 class Column(NamedTuple):
@@ -162,6 +166,14 @@ class ModeResults(NamedTuple):
     knowledge: Table | None
 
 
+class SoundReport(NamedTuple):
+    """A failing clip over time."""
+
+    figure: Figure
+    audio: str
+    """A data: address that the screen can play; empty for a long clip."""
+
+
 class NodeReport(NamedTuple):
     """One failure, attributed."""
 
@@ -170,6 +182,7 @@ class NodeReport(NamedTuple):
     shares: Figure | None
     circuit: Figure
     nodes: Table
+    sound: SoundReport | None = None
 
 
 class CircuitReport(NamedTuple):
@@ -279,6 +292,11 @@ class Causes(NamedTuple):
     modes: tuple[ModeCauses, ...]
     features: tuple[FeatureCard, ...]
     features_note: str
+
+    @property
+    def plays_sound(self) -> bool:
+        """Whether a failing clip can be played on screen."""
+        return any(f.sound and f.sound.audio for mode in self.modes for f in mode.failures)
 
 
 class Instrument(NamedTuple):

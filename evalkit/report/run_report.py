@@ -71,8 +71,20 @@ def draw_report(run_dir: Path) -> Drawn:
         results_sha256=hashlib.sha256(raw).hexdigest(),
         sign_off=stored_sign_off(run_dir),
         maps=maps_of(run_dir),
+        clips=_clips(run_dir),
     )
     return Drawn(view, render_html(view), raw)
+
+
+def _clips(run_dir: Path) -> dict[str, bytes]:
+    """Sample → its clip out of `media/`, by the digest that the plan states."""
+    plan = _optional(run_dir / "plan.json", Plan)
+    found = {}
+    for sample in plan.samples if plan is not None else ():
+        path = run_dir / "media" / f"{sample.clip.sha256}.flac" if sample.clip is not None else None
+        if path is not None and path.is_file():
+            found[sample.id] = path.read_bytes()
+    return found
 
 
 def _optional(path: Path, record: type[_R]) -> _R | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 from evalkit.calibrated import Calibration, shipped
 from evalkit.records import GateReport, Manifest, Plan, Results, json_text
@@ -28,6 +29,7 @@ def build_view(
     calibration: Calibration | None = None,
     sign_off: StoredSignOff | None = None,
     maps: tuple[RequirementMap, ...] | None = None,
+    clips: Mapping[str, bytes] | None = None,
 ) -> ReportView:
     """Every sentence, figure and number of the report, formatted.
 
@@ -39,12 +41,12 @@ def build_view(
         calibration: figures of the instrument; default: those shipped with this version.
         sign_off: auditor.yaml; what it leaves out prints as missing.
         maps: requirement maps; default: those shipped with this version.
+        clips: sample → its sound as a FLAC file, where the run kept it.
         results_sha256: digest of results.json as it lies on disk; default: of `json_text(results)`.
     """
     sha256 = results_sha256 or hashlib.sha256(json_text(results).encode()).hexdigest()
-    inputs = Inputs(
-        results, plan, manifest, gate, sha256, sign_off, requirements.shipped() if maps is None else maps
-    )
+    shown = requirements.shipped() if maps is None else maps
+    inputs = Inputs(results, plan, manifest, gate, sha256, sign_off, shown, clips or {})
     cover = front.cover(inputs)
     return ReportView(
         language="en",
