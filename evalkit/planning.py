@@ -334,11 +334,11 @@ def control_coders(
     ]
 
 
-def _has_neurons(model: TextModel) -> bool:
+def _has_neurons(model: StreamModel) -> bool:
     return all(model.neuron_rows(f"layers.{n}") is not None for n in range(model.n_layers))
 
 
-def neuron_coders(saes: Mapping[str, Sae], model: TextModel) -> Coders:
+def neuron_coders(saes: Mapping[str, Sae], model: StreamModel) -> Coders:
     """The MLP neurons of the blocks that write the audited streams."""
     coders = []
     for hook, sae in saes.items():
