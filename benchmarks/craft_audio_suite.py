@@ -51,7 +51,6 @@ DEGRADED: list[dict[str, Any]] = [
     {"kind": "stretch", "factor": 2.2},
     {"kind": "stretch", "factor": 0.55},
     {"kind": "shuffle", "piece_s": 0.15},
-    {"kind": "crop", "start_s": 1.0, "end_s": 2.5},
 ]
 SILENT: list[dict[str, Any]] = [
     {"kind": "silence", "duration_s": 3}, {"kind": "noise_only", "duration_s": 4, "level_db": -40},
@@ -106,7 +105,8 @@ def main() -> None:
     write("degraded", twins(names, "d"), degraded(clean, voices))
     write("nonspeech", [], nonspeech())
     write("gradient", twins(names, "g"), [*untargeted(model, clean, said), *appended(model, clean)])
-    write("commands", twins(names, "c", list(COMMANDS)), [*hidden(clean), *targeted(model, clean)])
+    aims = [{**item, "target": COMMANDS[item["group"]]} for item in twins(names, "c", list(COMMANDS))]
+    write("commands", aims, [*hidden(clean), *targeted(model, clean)])
 
 
 def twins(names: dict[str, str], prefix: str, only: list[str] | None = None) -> list[dict[str, Any]]:

@@ -99,9 +99,6 @@ class StreamModel(Protocol):
     def neuron_rows(self, hook: str) -> Float[Tensor, "neuron d_model"] | None:
         """What each MLP neuron of the block at `hook` adds to the stream; None: not one projection."""
 
-    def neuron_rows(self, hook: str) -> Float[Tensor, "neuron d_model"] | None:
-        """What each MLP neuron of the block at `hook` writes; None where that is not known."""
-
     def encode(self, sample: Sample) -> Any:
         """The sample as this model's prompt."""
 

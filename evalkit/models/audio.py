@@ -164,10 +164,6 @@ class AudioModel:
             )
         return int(index) + (self.n_encoder if head == "decoder.layers" else 0)
 
-    def neuron_rows(self, hook: str) -> None:
-        """None: neurons are no control of frames yet (see `TextModel.neuron_rows`)."""
-        self.layer_of(hook)
-
     # -- sound → frames ---------------------------------------------------------------------------
 
     def encode(self, sample: Sample) -> Clip:

@@ -60,6 +60,7 @@ CHOICES = [case for case, (probe, _) in zip(PROBES, ALL, strict=True) if probe["
 
 def test_every_sample_file_belongs_to_a_probe() -> None:
     used = {SUITES / probe["samples"] for probe, _ in probes()}
+    used |= {SUITES / probe["samples"] for probe in suite("audio-adversarial")["probes"]}
     assert used == set((SUITES / "samples").glob("*.jsonl"))
 
 
