@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Literal
 
 from evalkit import stats
 from evalkit.circuits import NEGATIVE_CONTROLS, CoderKey
+from evalkit.errors import EvidenceError
 from evalkit.records import (
     Circuit,
     Control,
@@ -229,10 +231,18 @@ def feature_tests(rows: Sequence[InterventionRecord]) -> tuple[FeatureTest, ...]
 
 
 def paired_effects(rows: Sequence[InterventionRecord]) -> dict[str, list[float]]:
-    """Node → effect on a failure − effect on its twin, pair by pair: a twin's line follows its failure's."""
+    """Node → effect on a failure − effect on its twin, pair by pair: a twin's line follows its failure's.
+
+    Raises:
+        EvidenceError: a line has lost its other half.
+    """
     pairs: dict[str, list[float]] = {}
-    for failure, twin in zip(rows[::2], rows[1::2], strict=True):
-        assert failure.nodes == twin.nodes
+    for failure, twin in zip_longest(rows[::2], rows[1::2]):
+        if twin is None or failure.nodes != twin.nodes:
+            raise EvidenceError(
+                f"interventions.jsonl: test of {failure.nodes[0]} on '{failure.sample}': the line of its twin "
+                "does not follow; run the audit again"
+            )
         pairs.setdefault(failure.nodes[0], []).append(_effect(failure) - _effect(twin))
     return pairs
 

@@ -14,6 +14,7 @@ from evalkit.attribution.certify import Setting, set_features
 from evalkit.attribution.rivals import direction, fit_rivals
 from evalkit.calibration.wiring import CORRELATE, MOVED
 from evalkit.circuits import mode_circuits
+from evalkit.errors import EvidenceError
 from evalkit.records import Circuit, DosePoint, InterventionRecord
 
 
@@ -157,6 +158,15 @@ def test_a_control_is_also_compared_at_the_circuits_collateral() -> None:
     assert equal_collateral(rows, 1.0) == (3, 8)
     assert equal_collateral(rows, 0.05) == (None, None)
     assert equal_collateral(rows, None) == (None, None)
+
+
+def test_a_test_without_its_twins_line_is_evidence_of_tampering(moved: Ran) -> None:
+    tested = [r for r in moved.ledger if r.purpose == "test"]
+    with pytest.raises(EvidenceError, match=r"test of .* on '.*': the line of its twin does not follow"):
+        feature_tests(tested[:-1])
+    other = tested[1].model_copy(update={"nodes": ("layers.0/final/f0",)})
+    with pytest.raises(EvidenceError, match="does not follow"):
+        feature_tests([tested[0], other])
 
 
 def test_q_values_are_over_all_tested_features() -> None:
