@@ -240,8 +240,8 @@ def paired_effects(rows: Sequence[InterventionRecord]) -> dict[str, list[float]]
     for failure, twin in zip_longest(rows[::2], rows[1::2]):
         if twin is None or failure.nodes != twin.nodes:
             raise EvidenceError(
-                f"interventions.jsonl: test of {failure.nodes[0]} on '{failure.sample}': the line of its twin "
-                "does not follow; run the audit again"
+                f"interventions.jsonl: test of {failure.nodes[0]} on '{failure.sample}': the line of "
+                "its twin does not follow; run the audit again"
             )
         pairs.setdefault(failure.nodes[0], []).append(_effect(failure) - _effect(twin))
     return pairs
