@@ -141,7 +141,10 @@ def attribute_batch(
         Attributed(
             case.sample.id,
             bench.margin(n),
-            with_stand_ins(_attribution(bench, n, tables[n], certified[n], edges[n], spec), redundant[n]),
+            with_stand_ins(
+                _attribution(bench, n, tables[n], [*certified[n], *redundant[n].beyond], edges[n], spec),
+                redundant[n].groups,
+            ),
             ledger[n],
         )
         for n, case in enumerate(cases)
@@ -285,7 +288,9 @@ def effects_of(bench: Bench, saes: Mapping[str, Sae], changes: Sequence[Change])
     return effects
 
 
-def _certificates(bench: Bench, n: int, coders: Coders, c: Certified) -> list[InterventionRecord]:
+def _certificates(
+    bench: Bench, n: int, coders: Coders, c: Certified, purpose: Purpose = "certify"
+) -> list[InterventionRecord]:
     """Ledger lines of one certified node; the outcome is what the margin says, where that decides."""
     effects: list[tuple[Baseline, float]] = [("ablation", c.ablation)]
     if c.contrast is not None:
@@ -295,7 +300,7 @@ def _certificates(bench: Bench, n: int, coders: Coders, c: Certified) -> list[In
         after = bench.margin(n) - effect
         outcome = outcome_by_margin(bench, n, after)
         lines.append(
-            ledger_line(bench, n, coders, "certify", [node_id(c)], 1, outcome, after, baseline=baseline)
+            ledger_line(bench, n, coders, purpose, [node_id(c)], 1, outcome, after, baseline=baseline)
         )
     return lines
 
@@ -307,14 +312,25 @@ def outcome_by_margin(bench: Bench, n: int, margin: float) -> Outcome | None:
     return "fail" if margin > 0 else "pass" if margin < 0 else "unscored"
 
 
+class _Redundant(NamedTuple):
+    """What one case's search for stand-ins found."""
+
+    groups: list[Together]
+    beyond: list[Certified]
+    """Members that the shortlist did not hold."""
+
+
 def _stand_ins(
     bench: Bench,
     coders: Coders,
     tables: Sequence[Sequence[Table]],
-    certified: list[list[Certified]],
+    certified: Sequence[Sequence[Certified]],
     ledger: list[list[InterventionRecord]],
-) -> list[list[Together]]:
-    """Per case, nodes that stand in for each other; they join the certified ones, with ledger lines."""
+) -> list[_Redundant]:
+    """Per case, nodes that stand in for each other, with ledger lines.
+
+    Those beyond the shortlist are listed and join no circuit: controls have no such second chance.
+    """
     searched = []
     for n, own in enumerate(tables):
         at, offset = {t.hook: k for k, t in enumerate(own)}, bench.captured.run.offset(n)
@@ -326,20 +342,20 @@ def _stand_ins(
         searched.append(Searched(n, len(bench.cases[n].prompt.ids) - 1, own, frozenset(shown), ablation))
     found = find_stand_ins(searched, coders.saes, lambda changes: effects_of(bench, coders.saes, changes))
     lists = [[p for s in found if s.row == n for p in s.places] for n in range(len(tables))]
-    together: list[list[Together]] = [[] for _ in tables]
+    redundant = []
     for n, members in enumerate(_certify(bench, coders.saes, tables, lists, contrast=True)):
         known = {c.key for c in certified[n]}
-        for c in members:
-            if c.key not in known:
-                certified[n].append(c)
-                ledger[n] += _certificates(bench, n, coders, c)
+        beyond = [c for c in members if c.key not in known]
+        ledger[n] += [r for c in beyond for r in _certificates(bench, n, coders, c, "joint")]
         ids = {p: node_id(c) for p, c in zip(lists[n], members, strict=True)}
+        groups = []
         for s in (s for s in found if s.row == n):
             names, after = tuple(ids[p] for p in s.places), bench.margin(n) - s.joint_nats
             outcome = outcome_by_margin(bench, n, after)
             ledger[n].append(ledger_line(bench, n, coders, "joint", names, len(names), outcome, after))
-            together[n].append(Together(names, s.joint_nats))
-    return together
+            groups.append(Together(names, s.joint_nats))
+        redundant.append(_Redundant(groups, beyond))
+    return redundant
 
 
 # -------------------------------------------------------------------------------------------- 4. edges

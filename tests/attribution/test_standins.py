@@ -48,12 +48,25 @@ def test_members_are_certified_and_the_joint_ablation_stands_in_the_ledger() -> 
         members = [n for n in a.attribution.nodes if n.redundant_with]
         assert len(members) == 4
         assert all(abs(n.confirmed_nats or 9) < 0.05 for n in members)
-        certified = {r.nodes[0] for r in a.interventions if r.purpose == "certify"}
-        assert {n.id for n in members} <= certified
-        joint = [r for r in a.interventions if r.purpose == "joint"]
+        alone = {r.nodes for r in a.interventions if r.purpose in ("certify", "joint") and r.size == 1}
+        assert {(n.id,) for n in members} <= alone
+        joint = [r for r in a.interventions if r.purpose == "joint" and r.size > 1]
         assert [r.size for r in joint] == [2, 2]
         assert {frozenset(r.nodes) for r in joint} == {frozenset((n.id, *n.redundant_with)) for n in members}
         assert all(r.outcome_after == "pass" and r.flipped for r in joint)
+
+
+def test_a_stand_in_beyond_the_shortlist_is_named_and_joins_no_circuit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Controls have no second chance either: circuits are made of what the shortlist held."""
+    monkeypatch.setattr(measuring, "SPEC", measuring.AttributionSpec(confirm=2, max_nodes=4096))
+    for a in attributed(REDUNDANT)[1]:
+        certified = {r.nodes[0] for r in a.interventions if r.purpose == "certify"}
+        named = {n.id for n in a.attribution.nodes if n.redundant_with}
+        assert len(certified) == 2 and named - certified
+        switched = {i for r in a.interventions if r.purpose == "necessity" for i in r.nodes if "/f" in i}
+        assert switched and switched <= certified
 
 
 @pytest.mark.parametrize("wiring", [MOVED, CONJUNCTION, CORRELATE, PARALLEL, NULL], ids=lambda w: w.name)
