@@ -7,6 +7,8 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from evalkit.records import Environment
+
 DISTRIBUTION = "evalkit-audit"
 
 
@@ -38,3 +40,11 @@ def locked_distributions(root: str = DISTRIBUTION) -> dict[str, str]:
         todo += [w.name for w in wanted if w.marker is None or w.marker.evaluate({"extra": ""})]
     found.pop(canonicalize_name(root), None)
     return dict(sorted(found.items()))
+
+
+def lock_text(environment: Environment) -> str:
+    """requirements.lock of a run: all distributions that evalkit needs, or the main ones it recorded."""
+    complete = "every distribution that evalkit needs" if environment.lock else "the main distributions only"
+    lock = [f"# As the run recorded them: {complete}.", f"{DISTRIBUTION}=={environment.evalkit}"]
+    lock += [f"{name}=={v}" for name, v in sorted((environment.lock or environment.packages).items())]
+    return "\n".join((*lock, ""))

@@ -26,14 +26,14 @@ from securesystemslib.signer import CryptoSigner
 from evalkit.digests import digest_bytes, digest_code, digest_file
 from evalkit.errors import ConfigError, EvidenceError, RunError
 from evalkit.evidence import pades
-from evalkit.evidence.bom import bom, locked
+from evalkit.evidence.bom import bom
 from evalkit.evidence.envelope import sign, statement
 from evalkit.evidence.exports import json_bytes, seed_of
 from evalkit.evidence.keys import public_pem
 from evalkit.evidence.oscal import assessment_results
 from evalkit.evidence.recount import check_figures, check_records
 from evalkit.evidence.sums import ATTESTATION, SUMS, sums_text
-from evalkit.installed import version
+from evalkit.installed import lock_text, version
 from evalkit.junit import gate_suite, junit_xml, sample_suites
 from evalkit.records import GateResult, Manifest, Record, Results, Sha256, json_text
 from evalkit.report import draw_pdf, draw_report
@@ -147,15 +147,11 @@ def derived_files(folder: Path, run: StoredRun) -> dict[str, bytes]:
 
 def _manifests(manifest: Manifest) -> dict[str, bytes]:
     environment = manifest.environment
-    packages = locked(environment)
-    complete = "every distribution that evalkit needs" if environment.lock else "the main distributions only"
-    lock = [f"# As the run recorded them: {complete}.", f"evalkit-audit=={environment.evalkit}"]
-    lock += [f"{name}=={version}" for name, version in sorted(packages.items())]
     return {
         "model.manifest.json": json_text(manifest.model).encode(),
         "sae.manifest.json": json_bytes([s.model_dump(mode="json") for s in manifest.saes]),
         "environment.json": json_text(environment).encode(),
-        "requirements.lock": "\n".join((*lock, "")).encode(),
+        "requirements.lock": lock_text(environment).encode(),
         "command.txt": (shlex.join(manifest.command) + "\n").encode(),
     }
 

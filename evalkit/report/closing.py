@@ -58,6 +58,47 @@ FORMULAS = (
     Definition("Wilson interval", "(p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n), with z = 1.96"),
 )
 
+_LEVELS = (
+    (
+        1,
+        "digests and signature",
+        "No file of the pack was changed, added or removed, every chain of digests is whole, and with "
+        "“--signer” the signature is that key's. Not who made it: unsigned, or without “--signer”, whoever "
+        "changes a file "
+        "can redo "
+        "the digests and sign with a key of their own.",
+    ),
+    (
+        2,
+        "figures",
+        "Every count, interval, circuit, sentence and verdict of results.json is computed again from the "
+        "stored "
+        "records, the prompts from the suite's files, and the PDF carries that results.json. Not that the "
+        "records are what the model answered.",
+    ),
+    (
+        3,
+        "drawing",
+        "Report, figures and exports are drawn again, byte for byte. Not reached where another evalkit or "
+        "other libraries drew them; the line says so.",
+    ),
+    (
+        4,
+        "samples",
+        "With weights of the run's digests, “--samples N” samples chosen by “--seed” are answered again "
+        "and give the "
+        "same outcomes, responses and margins, and the described features the same evidence. Not "
+        "attributions, "
+        "interventions, or samples that were not chosen.",
+    ),
+    (
+        5,
+        "the whole run",
+        "Everything is run again and gives every record again. Not who ran it first, and when.",
+    ),
+)
+"""Level, name, what it shows and what not; docs/evidence.md has the whole of it."""
+
 
 def claims(inputs: Inputs) -> Table:
     """Section 8: every claim with its type, grade and evidence."""
@@ -138,26 +179,28 @@ def verify_steps(inputs: Inputs) -> tuple[Definition, ...]:
             f"{inputs.results_sha256}",
         ),
         Definition(
-            "2. Verify the run",
-            "“evalkit verify report.pdf”, where the report lies in its run directory, checks every chain "
-            "of digests, "
-            "computes every count, interval and circuit again from the stored samples and interventions, "
-            "and checks that this PDF carries that results.json. It prints the level that it reached.",
+            "2. Ask for the pack",
+            "“evalkit pack RUN --out PACK --key KEY” makes one folder of the run: its records, the suite's "
+            "files, "
+            "this report, exports for other tools, SHA256SUMS, and with a key a signed attestation over "
+            "every file. "
+            "The signer hands the public key over by another way than the pack.",
         ),
         Definition(
-            "3. Draw the report again",
-            "“evalkit report” on the run directory, with the versions of section 5, gives this PDF again, "
-            "byte for byte.",
+            "3. Verify it",
+            "“evalkit verify PACK --signer KEY.pub” checks levels 1 to 3, “--level N” up to N, and prints "
+            "the "
+            "level that it reached. It takes a run directory too, or the report.pdf in one; without a pack "
+            "and "
+            "“--signer” nothing shows who made it.",
         ),
-        Definition(
-            "4. Run it again",
-            "The command, seed, versions and digests of section 5 repeat the run on the same weights.",
-        ),
+        *(Definition(f"Level {n}: {name}", words) for n, name, words in _LEVELS),
         Definition(
             "What no check can show",
-            "That the plan was fixed before the first sample is self-attested; so is who ran it, unless a "
-            "signature "
-            "with a key known to you is given. No PDF/A validator checked this file: its conformance is "
+            "That the plan was fixed before the first sample is self-attested at every level; so is who "
+            "ran it, "
+            "unless a signature with a key that you already had is given. No PDF/A validator checked this "
+            "file: its conformance is "
             "claimed by construction.",
         ),
     )

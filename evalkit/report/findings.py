@@ -8,6 +8,7 @@ from evalkit.records import FailureModeResult, Proportion, SampleResult
 from evalkit.report import features, judging, text
 from evalkit.report.methods import seeded_hash
 from evalkit.report.nouns import Column, Findings, Inputs, ModeResults, SampleCard, Table
+from evalkit.results import ERROR
 
 N_WORST = 5
 N_RANDOM = 5
@@ -80,9 +81,11 @@ def card(sample: SampleResult) -> SampleCard:
 
 
 def fate(sample: SampleResult) -> str:
-    """Where a sample ends in the flow: control, invalid, unscored, counted, or why else it is not."""
+    """Where a sample ends: invalid, errored, control, unscored, counted, or why else it is not."""
     if sample.validity != "valid":
         return "invalid"
+    if sample.outcome == "unscored" and (sample.reason or "").startswith(ERROR):
+        return "errored"
     if sample.control:
         return "control"
     if sample.outcome == "unscored":
@@ -102,7 +105,8 @@ def _flow(inputs: Inputs) -> Table:
             n_planned = text.count(planned[mode.id, context]) if planned is not None else "–"
             n_failed = sum(s.counted and s.outcome == "fail" for s in samples)
             cells = [
-                text.count(fates[name]) for name in ("control", "invalid", "unscored", "knowledge", "counted")
+                text.count(fates[name])
+                for name in ("control", "invalid", "errored", "unscored", "knowledge", "counted")
             ]
             rows.append(
                 (
@@ -114,10 +118,11 @@ def _flow(inputs: Inputs) -> Table:
                     text.count(n_failed),
                 )
             )
-    heads = ("Planned", "Run", "Controls", "Invalid", "Unscored", "Not known", "Counted", "Failed")
+    heads = ("Planned", "Run", "Controls", "Invalid", "Errored", "Unscored", "Not known", "Counted", "Failed")
     columns = (Column("Failure mode"), Column("Context", "word"), *(Column(head, "num") for head in heads))
     note = (
-        "Run = controls and twins + invalid + unscored + not known + counted. "
+        "Run = controls and twins + invalid + errored + unscored + not known + counted. Errored: something "
+        "broke on this sample, twins included; other sections count it as unscored. "
         "Not known: errors of knowledge and other samples that the counting rule sets aside; the reason "
         "stands with each."
     )

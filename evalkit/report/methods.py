@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import shlex
 
-from evalkit.records import Plan, ProbeSpec, Sample
+from evalkit.digests import digest_bytes
+from evalkit.installed import lock_text
+from evalkit.records import Environment, Plan, ProbeSpec, Sample
 from evalkit.report import text
 from evalkit.report.nouns import Column, Definition, Fact, Inputs, ProbeMethod, Table
 
@@ -138,7 +140,19 @@ def environment(inputs: Inputs) -> tuple[Fact, ...]:
         Fact("Device", f"{text.name(env.device)}, {text.plural(env.n_threads, 'thread')}"),
         Fact("Deterministic kernels", "yes" if env.deterministic else "no"),
         Fact("Plugins", text.clipped(plugins, 600) or "none beyond the built-in"),
-        Fact("Lock file, SHA-256", text.NOT_STATED, "missing"),
+        *_lock(env),
+    )
+
+
+def _lock(env: Environment) -> tuple[Fact, ...]:
+    name = "Dependency lock"
+    if not env.lock:
+        words = f"{text.NOT_STATED}: the run recorded its main distributions only, listed below"
+        return (Fact(name, words, "missing"),)
+    n = text.plural(len(env.lock), "distribution")
+    return (
+        Fact(name, f"{n}, all that evalkit needs; a pack holds them as requirements.lock"),
+        Fact("Dependency lock, SHA-256", digest_bytes(lock_text(env).encode()), "code"),
     )
 
 

@@ -69,7 +69,7 @@ def test_the_flow_of_samples_adds_up(run: Run, view: ReportView) -> None:
         assert planned == n_run == sum(parts)
         assert failed <= parts[-1]
     assert sum(fate(s) == "counted" for s in run.results.samples) == sum(
-        int(row[8]) for row in view.results.flow.rows
+        int(row[9]) for row in view.results.flow.rows
     )
 
 
