@@ -13,7 +13,11 @@ from rich.markup import escape
 from evalkit.errors import ConfigError, EvidenceError
 
 if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
+
     from evalkit.evidence.checks import Check
+    from evalkit.evidence.packing import Packed
+    from evalkit.evidence.pades import Certificate
     from evalkit.models.cache import Progress, Step
 
 out = Console(soft_wrap=True, highlight=False)
@@ -53,6 +57,10 @@ def pack(
             help=f"A PKCS#12 certificate: add report.signed.pdf. Its passphrase is read from ${PASSPHRASE}.",
         ),
     ] = None,
+    redact: Annotated[
+        Path | None,
+        typer.Option("--redact", help="Withhold items: a YAML file with one line 'item id: reason' each."),
+    ] = None,
 ) -> None:
     """Pack a run into one folder that a stranger can check: records, suite, report, exports, signature.
 
@@ -66,7 +74,10 @@ def pack(
         raise ConfigError(f"{run_dir}: no such run directory; name one that `evalkit audit` made")
     certificate = Certificate(pades, os.environ.get(PASSPHRASE, "")) if pades is not None else None
     signer = load_signer(key) if key is not None else None
-    made = pack_run(run_dir, out_dir, signer=signer, suite=suite, certificate=certificate)
+    if redact is not None:
+        made = _pack_redacted(run_dir, out_dir, redact, signer, suite, certificate)
+    else:
+        made = pack_run(run_dir, out_dir, signer=signer, suite=suite, certificate=certificate)
     out.print(f"{escape(str(made.folder))}: {made.n_files} files, SHA256SUMS {made.sha256}")
     if made.key_id is None:
         out.print(
@@ -75,6 +86,27 @@ def pack(
     else:
         out.print(f"signed by {made.key_id}; hand the public key over apart from the pack")
     out.print(f"Next: evalkit verify {escape(str(made.folder))}" + (" --signer KEY.pub" if key else ""))
+
+
+def _pack_redacted(
+    run_dir: Path,
+    out_dir: Path,
+    redact: Path,
+    signer: CryptoSigner | None,
+    suite: Path | None,
+    certificate: Certificate | None,
+) -> Packed:
+    from evalkit.evidence.redaction import pack_redacted, read_items
+
+    if certificate is not None:
+        raise ConfigError("--pades: not with --redact; sign the pack with --key")
+    done = pack_redacted(run_dir, out_dir, read_items(redact), signer=signer, suite=suite)
+    out.print(f"{escape(str(done.openings))}: salts and withheld texts; keep it, it is not part of the pack")
+    if done.shared:
+        out.print(
+            f"NOTE: a text of these also stands in items not withheld: {escape(', '.join(done.shared))}"
+        )
+    return done.pack
 
 
 def verify(

@@ -26,6 +26,7 @@ from evalkit.evidence.packing import SUITE
 from evalkit.models.cache import Progress, Step
 from evalkit.planning import Options, Prepared
 from evalkit.records import Batch, Record, SampleRecord
+from evalkit.redacted import read_redactions
 from evalkit.store import StoredRun
 from evalkit.verify import find_folder, is_pack, read_target
 
@@ -59,6 +60,9 @@ def rerun(
     """
     folder = find_folder(target)
     run = read_target(folder)
+    if read_redactions(folder) is not None:
+        yield Check(4, "NOT CHECKED", "items are withheld: the model cannot be asked again what it was asked")
+        return
     options = _options(folder, run, model, saes, offline)
     prepared = planning.prepare(options, progress)
     _same_material(run, prepared)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from evalkit import redacted
 from evalkit.errors import ConfigError, EvalkitError, EvidenceError
 from evalkit.evidence import pades
 from evalkit.evidence.checks import MEANING, Check, level_reached
@@ -24,6 +25,7 @@ from evalkit.evidence.packing import LEDGERS, PACK, SIGNER, SUITE, gates_of, rea
 from evalkit.evidence.recount import check_figures, check_records
 from evalkit.evidence.redraw import check_derived, check_report
 from evalkit.evidence.sums import ATTESTATION, SUMS, check_sums
+from evalkit.redacted import item_of, read_redactions, reason_of
 from evalkit.store import StoredRun, read_run
 from evalkit.suites import LoadedSuite, load_suite, render_samples
 
@@ -106,6 +108,8 @@ def verify(target: Path, *, level: int = 3, signer: Path | None = None) -> Itera
         yield signed
     if packed:
         yield _suite_digests(folder, run, digests)
+    if (withheld := _withheld(folder, run)) is not None:
+        yield withheld
     if level >= 2:
         yield from check_figures(run, run.results)
         if packed:
@@ -156,6 +160,22 @@ def _suite_digests(folder: Path, run: StoredRun, digests: dict[str, str]) -> Che
         if planned.get(name) != found.get(name):
             raise EvidenceError(f"{folder / name}: is not the file that plan.json names")
     return Check(1, "OK", f"{len(planned)} files of the suite: those that plan.json names")
+
+
+def _withheld(folder: Path, run: StoredRun) -> Check | None:
+    """Which items are withheld, if any; the list and the marks in the records must agree."""
+    listed = read_redactions(folder)
+    marked = {item_of(s): why for s in run.plan.samples if (why := reason_of(s)) is not None}
+    if (listed.items if listed is not None else {}) != marked:
+        raise EvidenceError(f"{folder / redacted.FILE}: does not list the items that plan.json withholds")
+    if not marked:
+        return None
+    return Check(
+        1,
+        "NOTE",
+        f"{len(marked)} items are withheld: their texts stand as salted digests, so that what was asked and "
+        "answered there is not shown, and levels 4 and 5 cannot be reached",
+    )
 
 
 def _prompts(folder: Path, run: StoredRun) -> Check:

@@ -12,12 +12,14 @@ No clock and no host name: one run gives one pack, byte for byte (but for `--pad
 from __future__ import annotations
 
 import contextlib
+import html
+import json
 import os
 import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -36,13 +38,14 @@ from evalkit.evidence.sums import ATTESTATION, SUMS, sums_text
 from evalkit.installed import lock_text, version
 from evalkit.junit import gate_suite, junit_xml, sample_suites
 from evalkit.records import GateResult, Manifest, Record, Results, Sha256, json_text
+from evalkit.redacted import FILE as REDACTIONS
 from evalkit.report import draw_pdf, draw_report
 from evalkit.report.nouns import Figure, ReportView
 from evalkit.store import StoredRun, read_run
 from evalkit.suites import shipped_suites
 
 PACK, SIGNER, SUITE, LEDGERS, FIGURES = "pack.json", "signer.pub", "suite", "attributions", "figures"
-_COPIED = ("plan.json", "manifest.json", "samples.jsonl", "results.json", "gate.json", "auditor.yaml")
+COPIED = ("plan.json", "manifest.json", "samples.jsonl", "results.json", "gate.json", "auditor.yaml")
 _CHAINED = ("attributions.jsonl", "interventions.jsonl")
 
 _TITLE = re.compile("<title>([^<]*)</title>")
@@ -78,15 +81,18 @@ def pack_run(
     signer: CryptoSigner | None = None,
     suite: Path | None = None,
     certificate: pades.Certificate | None = None,
+    withheld: Mapping[str, str] | None = None,
 ) -> Packed:
     """Write the run in `run_dir` as a pack to `out`.
 
     Args:
         suite: the suite's file; default: where the run found it, else the shipped one of these digests.
         certificate: also add a copy of the PDF that carries its own signature.
+        withheld: text → the item it belongs to; none of them may stand in the pack (`redaction.py`).
 
     Raises:
-        ConfigError: `out` is not empty, or a file of the suite was changed or is not there.
+        ConfigError: `out` is not empty, a withheld text stands in a file, or a file of the suite was changed
+            or is not there.
         EvidenceError: the run contradicts itself.
         RunError: the run is not finished, or the pack cannot be written.
     """
@@ -99,7 +105,8 @@ def pack_run(
         pass  # each raises if it fails
     derived = derived_files(run_dir, run)
     _same_pdf(run_dir / "report.pdf", derived["report.pdf"])
-    files: dict[str, Content] = {**_own_files(run), **_suite_files(run, suite), **derived}
+    files: dict[str, Content] = {**_own_files(run), **suite_files(run, suite), **derived}
+    _refuse_withheld(files, withheld or {})
     if certificate is not None:
         files[pades.SIGNED] = pades.signed_copy(derived["report.pdf"], certificate)
     if signer is not None:
@@ -187,13 +194,13 @@ def _charts(part: object) -> Iterator[Figure]:
 
 
 def _own_files(run: StoredRun) -> dict[str, Content]:
-    present = {name: run.folder / name for name in _COPIED if (run.folder / name).is_file()}
+    present = {name: run.folder / name for name in (*COPIED, REDACTIONS) if (run.folder / name).is_file()}
     chained = {f"{LEDGERS}/{n}": run.folder / n for n in _CHAINED if (run.folder / n).is_file()}
     maps = {f"maps/{path.name}": path for path in sorted((run.folder / "maps").glob("*.yaml"))}
     return {**present, **chained, **maps}
 
 
-def _suite_files(run: StoredRun, suite: Path | None) -> dict[str, Content]:
+def suite_files(run: StoredRun, suite: Path | None) -> dict[str, Path]:
     """The suite's files as the plan names them, from the first place where all digests agree."""
     assert run.manifest is not None
     stored = run.manifest.options.get("suite")
@@ -203,11 +210,29 @@ def _suite_files(run: StoredRun, suite: Path | None) -> dict[str, Content]:
         files = {f"{SUITE}/{f.name}": (place.parent / f.name).resolve() for f in run.plan.suite_files}
         wanted = {f"{SUITE}/{f.name}": f.sha256 for f in run.plan.suite_files}
         if all(path.is_file() and _digest(path) == wanted[name] for name, path in files.items()):
-            return dict(files)
+            return files
     raise ConfigError(
         f"{suite or run.plan.suite.id}: the suite's files are not as plan.json has them, or not there; name "
         "the suite that the run read with --suite"
     )
+
+
+def _refuse_withheld(files: Mapping[str, Content], withheld: Mapping[str, str]) -> None:
+    """No withheld text stands in a file, plain or as JSON or HTML has it; the PDF is drawn from the HTML."""
+    for name, content in files.items():
+        data = content.read_bytes() if isinstance(content, Path) else content
+        for text, item in withheld.items():
+            forms = {
+                text,
+                html.escape(text),
+                json.dumps(text)[1:-1],
+                json.dumps(text, ensure_ascii=False)[1:-1],
+            }
+            if any(form.strip().encode("utf-8", "surrogatepass") in data for form in forms):
+                raise ConfigError(
+                    f"redact: '{item}': a text of it also stands in {name}; withhold the items that quote it "
+                    "too, or take it out of the suite's descriptions and templates"
+                )
 
 
 def _same_pdf(path: Path, drawn: Content) -> None:

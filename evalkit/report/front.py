@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evalkit.records import GateResult
+from evalkit.redacted import item_of, reason_of
 from evalkit.report import judging, statements, text
 from evalkit.report.nouns import (
     Column,
@@ -66,7 +67,22 @@ def control_page(inputs: Inputs) -> tuple[Fact, ...]:
         Fact("Completeness", complete),
         Fact("Provenance", provenance),
         Fact("Comparability", "no earlier version and no baseline run is part of this report"),
-        Fact("Redactions", "none made by the report; texts are cut in print only, and the cut is said"),
+        Fact("Redactions", _redactions(inputs)),
+    )
+
+
+def _redactions(inputs: Inputs) -> str:
+    """Items withheld from the pack, each with its reason; the digests stand where the texts stood."""
+    samples = inputs.plan.samples if inputs.plan is not None else ()
+    withheld = {item_of(s): why for s in samples if (why := reason_of(s)) is not None}
+    cut = "texts are cut in print only, and the cut is said"
+    if not withheld:
+        return f"none made by the report; {cut}"
+    shown = "; ".join(text.name(f"{item}: {why}", 120) for item, why in list(withheld.items())[:40])
+    more = f"; {len(withheld) - 40} more in redactions.json" if len(withheld) > 40 else ""
+    return (
+        f"{text.count(len(withheld))} items withheld, their texts replaced by salted SHA-256 digests: "
+        f"{shown}{more}; {cut}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from evalkit.records import SampleResult
+from evalkit.redacted import holds_mark
 from evalkit.report import text
 from evalkit.report.nouns import Column, Inputs, Table
 
@@ -35,7 +36,8 @@ def _cells(sample: SampleResult) -> tuple[str, str, str]:
     if not sample.counted:
         outcome += f" ({_short(sample.not_counted)})"
     prompt = sample.prompt.encode("utf-8", "surrogatepass")
-    return text.name(sample.id, 60), outcome, hashlib.sha256(prompt).hexdigest()[:12]
+    digest = "withheld" if holds_mark(sample.prompt) else hashlib.sha256(prompt).hexdigest()[:12]
+    return text.name(sample.id, 60), outcome, digest
 
 
 def _short(why: str | None) -> str:
