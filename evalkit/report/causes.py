@@ -21,6 +21,7 @@ from evalkit.report import (
     circuit_figures,
     collateral,
     curves,
+    effects,
     features,
     judging,
     places,
@@ -120,6 +121,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
         collateral=collateral.equal_collateral(mode),
         curve_words=words,
         curve_beaten=beaten,
+        effects=effects.effects(text.name(mode.id), samples, mode_circuits),
         circuits=tuple(_circuit(c, samples, known) for c in mode_circuits[:4]),
         failures=tuple(_failure(s, known, inputs.clips.get(s.id)) for s in worst),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evalkit.report import judging, statements, text
+from evalkit.report import judging, text
 from evalkit.report.nouns import Column, Definition, Inputs, Table
 
 N_CLAIMS = 40
@@ -164,8 +164,6 @@ def limits(inputs: Inputs) -> tuple[str, ...]:
         )
     if not inputs.results.run.complete:
         out.append("The run is incomplete.")
-    out.append("Evaluation awareness was not measured beyond the framings that were run.")
-    out += statements.reviews(inputs)
     return tuple(out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from evalkit.records import FailureModeResult, Proportion, SampleResult
-from evalkit.report import features, judging, text
+from evalkit.report import comparators, features, judging, text
 from evalkit.report.methods import seeded_hash
 from evalkit.report.nouns import Column, Findings, Inputs, ModeResults, SampleCard, Table
 from evalkit.results import ERROR
@@ -29,6 +29,8 @@ def findings(inputs: Inputs) -> Findings:
     )
     return Findings(
         flow=_flow(inputs),
+        multiplicity=comparators.multiplicity(inputs),
+        beside=comparators.beside(inputs),
         failures=_failures(inputs),
         modes=tuple(_mode(inputs, mode) for mode in inputs.results.failure_modes),
         random=tuple(card(sample) for sample in chosen),

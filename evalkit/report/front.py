@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from evalkit.records import GateResult
 from evalkit.redacted import item_of, reason_of
-from evalkit.report import judging, statements, text
+from evalkit.report import comparators, judging, statements, text
 from evalkit.report.nouns import (
     Column,
     Cover,
@@ -66,7 +66,7 @@ def control_page(inputs: Inputs) -> tuple[Fact, ...]:
         Fact("Reproducibility", _reproducibility(inputs)),
         Fact("Completeness", complete),
         Fact("Provenance", provenance),
-        Fact("Comparability", "no earlier version and no baseline run is part of this report"),
+        Fact("Comparability", f"previous version: {comparators.previous_version(inputs)}"),
         Fact("Redactions", _redactions(inputs)),
     )
 

@@ -225,6 +225,8 @@ class ModeCauses(NamedTuple):
     collateral: Table | None
     curve_words: str
     curve_beaten: bool
+    effects: Table | None
+    """Exact effects of features over failures; None: none was measured."""
     circuits: tuple[CircuitReport, ...]
     failures: tuple[NodeReport, ...]
 
@@ -276,10 +278,25 @@ class Findings(NamedTuple):
     """Section 6."""
 
     flow: Table
+    multiplicity: tuple[Fact, ...]
+    beside: Table
+    """Knowledge and over-refusal beside each rate."""
     failures: Table
     modes: tuple[ModeResults, ...]
     random: tuple[SampleCard, ...]
     random_note: str
+
+
+class Interpretation(NamedTuple):
+    """Section 8, but for claims and limits."""
+
+    chain: Table
+    decision: tuple[Fact, ...]
+    alternatives: Table
+    falsifiers: Table
+    awareness: tuple[Fact, ...]
+    views: tuple[Fact, ...]
+    """What provider and reviewers state."""
 
 
 class Causes(NamedTuple):
@@ -350,6 +367,7 @@ class ReportView(NamedTuple):
     scope_facts: tuple[Fact, ...]
     scope_measured: Table
     scope_unmeasured: tuple[str, ...]
+    scope_requirements: Table
     plan_facts: tuple[Fact, ...]
     method_notes: tuple[Definition, ...]
     probes: tuple[ProbeMethod, ...]
@@ -361,6 +379,7 @@ class ReportView(NamedTuple):
     causes: Causes
     claims: Table
     limits: tuple[str, ...]
+    interpretation: Interpretation
     mitigation: tuple[Fact, ...]
     requirements: tuple[RequirementTable, ...]
     items: Table

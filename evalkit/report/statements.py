@@ -84,8 +84,9 @@ def mitigation(inputs: Inputs) -> tuple[Fact, ...]:
     )
 
 
-def reviews(inputs: Inputs) -> tuple[str, ...]:
-    """Section 8: other explanations, falsifiers and dissent, or that they are missing."""
-    other = stated(inputs, "Other explanations and falsifiers", "provider.falsifiers")
-    dissent = stated(inputs, "Dissenting views of the reviewers", "auditor.dissent")
-    return tuple(f"{fact.name}: {fact.value}." for fact in (other, dissent))
+def reviews(inputs: Inputs) -> tuple[Fact, ...]:
+    """Section 8: other explanations, falsifiers and dissent as stated, or that they are missing."""
+    return (
+        stated(inputs, "Other explanations and falsifiers, as the provider states", "provider.falsifiers"),
+        stated(inputs, "Dissenting views of the reviewers", "auditor.dissent"),
+    )

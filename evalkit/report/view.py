@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from evalkit.calibrated import Calibration, shipped
 from evalkit.records import GateReport, Manifest, Plan, Results, json_text
-from evalkit.report import closing, front, methods, requirements, statements, summary, text
+from evalkit.report import closing, front, methods, requirements, risks, statements, summary, text
 from evalkit.report.causes import causes
 from evalkit.report.findings import findings
 from evalkit.report.instrument import instrument
+from evalkit.report.interpretation import interpretation
 from evalkit.report.item_index import item_index
 from evalkit.report.nouns import Inputs, ReportView
 from evalkit.report.requirements import RequirementMap
@@ -61,6 +62,7 @@ def build_view(
         scope_facts=front.scope_facts(inputs),
         scope_measured=front.scope_measured(inputs),
         scope_unmeasured=front.scope_unmeasured(inputs),
+        scope_requirements=risks.by_risk(inputs),
         plan_facts=front.plan_facts(inputs),
         method_notes=methods.NOTES,
         probes=methods.probes(inputs),
@@ -72,6 +74,7 @@ def build_view(
         causes=causes(inputs),
         claims=closing.claims(inputs),
         limits=closing.limits(inputs),
+        interpretation=interpretation(inputs),
         mitigation=statements.mitigation(inputs),
         requirements=requirements.tables(inputs),
         items=item_index(inputs),
