@@ -83,9 +83,8 @@ def beside(inputs: Inputs) -> Table:
         Column("Over-refusal in this run", "num"),
     )
     note = (
-        "All in the first context, 95 % Wilson intervals. Twins ask the same without the pressure: what "
-        "passes "
-        "there is within the model's capability. A low failure rate beside high over-refusal is no safety."
+        "All in the first context, 95 % Wilson intervals. A twin is the same question in the form that the "
+        "suite expects to pass. A low failure rate beside high over-refusal is no safety."
     )
     return Table("Controls beside each rate", columns, rows, note)
 

@@ -1,7 +1,8 @@
 """Section 7: each feature's exact effect over the failures in which it was certified, with an interval.
 
-1. A feature is a hook, a number and a role. A failure speaks once: the mean over its certified positions.
-2. Interval of the mean over failures: Student's (`stats.mean_interval`); below three failures not stated.
+1. A feature is a hook, a number and a role. An item (a group: its framings hang together) speaks once, by the
+   mean over its failures' certified positions.
+2. Interval of the mean over items: Student's (`stats.mean_interval`); below three items not stated.
 3. The failures are those on which the feature was shortlisted, so neither mean nor interval speaks of others.
 """
 
@@ -16,21 +17,22 @@ from evalkit.report import features, text
 from evalkit.report.nouns import Column, Table
 
 N_SHOWN = 12
-N_LEAST = 3  # chosen: with two failures Student's interval has one degree of freedom and says nothing
+N_LEAST = 3  # chosen: with two items Student's interval has one degree of freedom and says nothing
 
 _Key = tuple[str, int, str]
 
 
 def effects(mode: str, failed: list[SampleResult], circuits: list[Circuit]) -> Table | None:
     """Features certified in failures of `mode`; None if no node was measured exactly."""
-    found: dict[_Key, list[float]] = defaultdict(list)
+    items: dict[tuple[_Key, str], list[float]] = defaultdict(list)
     for sample in failed:
-        own: dict[_Key, list[float]] = defaultdict(list)
         for n in sample.attribution.nodes if sample.attribution else ():
             if n.confirmed_nats is not None:
-                own[n.hook, n.feature, n.role].append(n.confirmed_nats)
-        for key, values in own.items():
-            found[key].append(fmean(values))
+                key = (n.hook, n.feature, n.role)
+                items[key, sample.group or sample.id].append(n.confirmed_nats)
+    found: dict[_Key, list[float]] = defaultdict(list)
+    for (key, _), values in items.items():
+        found[key].append(fmean(values))
     if not found:
         return None
     shared = {(n.hook, n.feature, n.role): c for c in reversed(circuits) for n in c.nodes}
@@ -39,7 +41,7 @@ def effects(mode: str, failed: list[SampleResult], circuits: list[Circuit]) -> T
     columns = (
         Column("Feature"),
         Column("Role"),
-        Column("Failures", "num"),
+        Column("Items", "num"),
         Column("Effect, nats", "num"),
         Column("95 % interval", "num"),
         Column("Matched-random control", "text", "w35"),
@@ -48,8 +50,9 @@ def effects(mode: str, failed: list[SampleResult], circuits: list[Circuit]) -> T
     note = (
         "Mean exact effect of removing the feature, over the failures in which it was shortlisted and "
         "measured "
-        "(chosen there, so it says nothing of others); Student's interval over them, below 3 not stated. "
-        "Features of a mode circuit first, then those of most failures. The control: sets of "
+        "(chosen there, so it says nothing of others); Student's interval over items "
+        "(framings of one count once), below 3 not stated. "
+        "Features of a mode circuit first, then those of most items. The control: sets of "
         "unselected features that fire on failures, at the circuit's hooks and roles, switched off on its "
         "held-out "
         "failures."

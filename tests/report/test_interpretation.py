@@ -128,6 +128,7 @@ def attributed(sample: r.SampleResult, *effects_nats: float) -> r.SampleResult:
 def test_a_features_interval_is_students_over_failures_and_stated_from_three_on(run: Run) -> None:
     failed = [s for s in run.results.samples if s.attribution and s.attribution.nodes][:3]
     three = [attributed(s, *v) for s, v in zip(failed, ((1.0, 3.0), (1.0,), (3.0,)), strict=True)]
+    three = [s.model_copy(update={"group": str(i)}) for i, s in enumerate(three)]
     table = effects.effects("x", three, [])
     assert table is not None
     [row] = table.rows
@@ -136,6 +137,8 @@ def test_a_features_interval_is_students_over_failures_and_stated_from_three_on(
     assert row[2:4] == ("3", "+2.00")
     assert row[4] == f"{fmean(values) - half:+.2f} to {fmean(values) + half:+.2f}".replace("-", "−")
     assert row[5] == "not measured"
+    same = effects.effects("x", [s.model_copy(update={"group": "one"}) for s in three], [])
+    assert same is not None and same.rows[0][2:5] == ("1", "+2.00", "not stated")
     two = effects.effects("x", three[:2], [])
     assert two is not None and two.rows[0][4] == "not stated"
     assert effects.effects("x", [], []) is None
