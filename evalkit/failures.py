@@ -102,11 +102,7 @@ def _sweep_cases(
 def attribute(prepared: Prepared, store: RunStore, progress: Progress) -> None:
     """Attribute every failure of the suite, or record why it has no attribution."""
     done = {a.sample for a in store.attributions}
-    records = {r.sample.id: r for r in store.samples}
-    failures = [
-        r for r in store.samples if r.score.outcome == "fail" and r.sample.valid and not r.sample.control
-    ]
-    cases, without = _cases(prepared, store, failures, records)
+    cases, without = failure_cases(prepared, store)
     for sample, reason in without.items():
         if sample not in done:
             store.append_attribution(sample, Attribution(method=None, no_attribution=reason))
@@ -125,6 +121,15 @@ def attribute(prepared: Prepared, store: RunStore, progress: Progress) -> None:
                     margin_nats=attributed.margin_nats,
                 )
     progress(Step("attributing failures", len(batches), len(batches), "batches"))
+
+
+def failure_cases(prepared: Prepared, store: RunStore) -> tuple[list[Case], dict[str, str]]:
+    """The run's failures ready to attribute, and the reason for each that cannot be."""
+    records = {r.sample.id: r for r in store.samples}
+    failures = [
+        r for r in store.samples if r.score.outcome == "fail" and r.sample.valid and not r.sample.control
+    ]
+    return _cases(prepared, store, failures, records)
 
 
 def probe_modes(prepared: Prepared, store: RunStore, progress: Progress) -> None:
