@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "write_report", lambda _folder: None)
+    monkeypatch.setattr(runner, "write_report", lambda _folder, **_: None)
 
 
 @pytest.fixture
@@ -349,8 +349,8 @@ BAD: dict[str, tuple[SuiteMaker, str]] = {
     "SAE above the model": (sae(high, flag=True), "'layers.99'.*last block is 3"),
     "SAE too wide": (sae(wide), "width 64, the model has 32"),
     "SAE cut": (sae(cut("sae.safetensors")), "not a complete safetensors file"),
-    "SAE pickled": (sae(pickled_sae), "may run code"),
-    "SAE without weights": (sae(without("sae.safetensors"), flag=True), "sae.safetensors"),
+    "SAE pickled": (sae(pickled_sae), "would run code when read"),
+    "SAE without weights": (sae(without("sae.safetensors"), flag=True), "holds no SAE"),
     "--saes empty": (lambda folder, made: [write_suite(folder, made), "--saes", folder], "holds no SAE"),
     "--saes absent": (flag("--saes", "absent"), "not a folder"),
     "--dtype": (flag("--dtype", "int3"), "--dtype int3"),

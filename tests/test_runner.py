@@ -74,7 +74,7 @@ def results(run: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "write_report", lambda _folder: None)
+    monkeypatch.setattr(runner, "write_report", lambda _folder, **_: None)
 
 
 def at(value: Any, path: str) -> Iterator[dict[str, Any]]:
@@ -120,7 +120,8 @@ def test_what_was_not_measured_is_null_and_no_number_is_nan(results: dict[str, A
     samples = by_id(results["samples"])
     assert samples["silent"]["margin_nats"] is None and samples["silent"]["attribution"] is None
     assert {n["contrast_nats"] for n in samples["lock"]["attribution"]["nodes"]} == {None}
-    assert all(s["attribution"]["replacement_score"] is None for s in samples.values() if s["attribution"])
+    unattributed = [s["attribution"] for s in samples.values() if s["attribution"] and not s["attribution"]["method"]]
+    assert unattributed and all(a["replacement_score"] is None for a in unattributed)
     assert all(abs(x) < 1e6 for x in every_number(results))
     for name in ("samples.jsonl", "attributions.jsonl", "interventions.jsonl"):
         assert all(abs(x) < 1e6 for x in every_number(lines_of(run / name)))

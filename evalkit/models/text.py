@@ -174,9 +174,10 @@ class TextModel:
 
         def keep(hook: str) -> Edit:
             def edit(x: Tensor) -> Tensor:
-                if is_neurons(hook):
-                    x = x.detach()  # their gradient follows from the stream's (`capture`)
-                elif grad and self.layer_of(hook) == lowest:
+                if is_neurons(hook):  # their gradient follows from the stream's (`capture`)
+                    streams[hook] = x.detach()
+                    return x
+                if grad and self.layer_of(hook) == lowest:
                     x = x.detach().requires_grad_()
                 streams[hook] = x
                 return x
