@@ -120,7 +120,9 @@ def test_what_was_not_measured_is_null_and_no_number_is_nan(results: dict[str, A
     samples = by_id(results["samples"])
     assert samples["silent"]["margin_nats"] is None and samples["silent"]["attribution"] is None
     assert {n["contrast_nats"] for n in samples["lock"]["attribution"]["nodes"]} == {None}
-    unattributed = [s["attribution"] for s in samples.values() if s["attribution"] and not s["attribution"]["method"]]
+    unattributed = [
+        s["attribution"] for s in samples.values() if s["attribution"] and not s["attribution"]["method"]
+    ]
     assert unattributed and all(a["replacement_score"] is None for a in unattributed)
     assert all(abs(x) < 1e6 for x in every_number(results))
     for name in ("samples.jsonl", "attributions.jsonl", "interventions.jsonl"):

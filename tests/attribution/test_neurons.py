@@ -9,6 +9,7 @@ import torch
 from test_attribute import SAMPLES, SPEC, topk  # type: ignore[import-not-found]
 
 from evalkit.attribution.attribute import Coders, effects_of, make_bench, tabulate_all
+from evalkit.attribution.capture import capture
 from evalkit.attribution.cases import Case, Contrast
 from evalkit.attribution.certify import Change, Setting
 from evalkit.attribution.modes import ModeInput, measure_mode
@@ -141,6 +142,17 @@ def test_a_neurons_gradient_is_the_models_own(model: TextModel) -> None:
             slope = float(bench.captured.gradients[hook][0, p, neuron])
             assert slope == pytest.approx((up - down) / (2 * step), abs=2e-2)
     assert len(tabulate_all(bench, coders)[0]) == len(HOOKS)
+
+
+def test_reading_neurons_leaves_the_streams_gradients_as_they_were(model: TextModel) -> None:
+    """Neurons of a later block lie on the paths from an earlier stream: reading them must not cut those."""
+    probe = ChoiceProbe(SPEC, make_scorer(None, "choice"))
+    cases = cases_of(model, probe)
+    alone = capture(model, cases, HOOKS)
+    beside = capture(model, cases, [*HOOKS, *neurons(model)])
+    for hook in HOOKS:
+        torch.testing.assert_close(beside.gradients[hook], alone.gradients[hook])
+        torch.testing.assert_close(beside.gradients_frozen[hook], alone.gradients_frozen[hook])
 
 
 def test_neurons_go_through_the_same_selection(model: TextModel) -> None:
