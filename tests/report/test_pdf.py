@@ -46,6 +46,8 @@ def test_the_pdf_holds_every_section_in_its_outline_and_text(reader: pypdf.PdfRe
         "7 Attribution",
         "8 Interpretation and limits",
         "9 Mitigation and monitoring",
+        "A1 Requirement map",
+        "A2 Item index",
         "A3 How to verify",
         "A4 Glossary and formulas",
         "A5 Attachments",
