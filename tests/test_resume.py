@@ -43,7 +43,7 @@ def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "write_report", lambda _folder: None)
+    monkeypatch.setattr(runner, "write_report", lambda _folder, **_: None)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def whole(suite: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "BATCH_SIZE", 2)
         patch.setattr(failures, "FAILURES_PER_BATCH", 2)
-        patch.setattr(runner, "write_report", lambda _folder: None)
+        patch.setattr(runner, "write_report", lambda _folder, **_: None)
         done = command("audit", suite, "--out", folder, "--seed", SEED)
     assert done.code == 0, done.err
     found = results_of(folder)

@@ -46,7 +46,9 @@ def test_a_choice_probe_with_a_text_scorer_is_refused() -> None:
 
 def test_a_generate_probe_without_a_scorer_is_refused_with_the_names() -> None:
     with pytest.raises(
-        ConfigError, match="missing; kind 'generate' needs one of exact, includes, refusal, regex"
+        ConfigError,
+        match="missing; kind 'generate' needs one of cer, exact, hallucination, includes, refusal, regex, "
+        "repetition, said, wer",
     ):
         make_scorer(None, "generate")
 
