@@ -26,7 +26,7 @@ def heavy_after(code: str, *arguments: object) -> tuple[set[str], str]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     *printed, last = done.stdout.splitlines()
