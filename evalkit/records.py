@@ -19,6 +19,7 @@ Outcome = Literal["pass", "fail", "unscored"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 Grade = Literal["observed", "attributed", "confirmed", "robust", "refuted", "inconclusive"]
 Context = Literal["neutral", "test", "deployment"]
+Rung = Literal["hint", "suggestion", "statement"]
 Modality = Literal["text", "audio", "vision", "scripted"]
 Baseline = Literal["ablation", "contrast"]
 Purpose = Literal[
@@ -176,6 +177,26 @@ class AttributionSpec(Record):
     """Put a difference of means and a linear probe through the same path as a mode circuit."""
 
 
+class FramingSpec(Record):
+    """How a context is hinted at, and what the hint is compared with."""
+
+    rungs: Annotated[tuple[Rung, ...], Field(min_length=1)] = ("hint", "suggestion", "statement")
+    """Steps of the cue, from faint to explicit; `statement` is the one that rates and gates count."""
+    controls: bool = True
+    """Beside each cue, a control of the same form, length and place without the cue's meaning."""
+    seed: int = 0
+    """Chooses the wording that each group reads."""
+
+    @field_validator("rungs")
+    @classmethod
+    def _holds_the_counted_rung(cls, rungs: tuple[Rung, ...]) -> tuple[Rung, ...]:
+        if len(set(rungs)) != len(rungs):
+            raise ValueError("a rung is listed twice")
+        if "statement" not in rungs:
+            raise ValueError("'statement' is missing; it is the rung that rates and gates count")
+        return rungs
+
+
 class Suite(Record):
     """A YAML suite, version 1."""
 
@@ -201,6 +222,8 @@ class Suite(Record):
     """What is asked."""
     contexts: Annotated[tuple[Context, ...], Field(min_length=1)] = ("neutral",)
     """Framings of each sample; `neutral` renders verbatim."""
+    framing: FramingSpec = FramingSpec()
+    """Cues and controls of the contexts other than `neutral`."""
     attribution: AttributionSpec = AttributionSpec()
     """How failures are attributed."""
     policy: str | None = None
@@ -236,6 +259,12 @@ class Sample(Record):
     probe: Identifier
     failure_mode: Identifier
     context: Context = "neutral"
+    rung: Rung | None = None
+    """How explicit the context's cue is; None: `neutral` has none."""
+    wording: Count | None = None
+    """Which of the rung's wordings it is."""
+    format_control: bool = False
+    """True: not the cue but its control, of the same form without its meaning."""
     group: str
     """Paraphrases and variants of one thing share it; the held-out split keeps them together."""
     counterfactual: str | None = None
@@ -767,6 +796,8 @@ class SampleResult(Record):
     outcome: Outcome
     margin_nats: float | None
     attribution: Attribution | None
+    rung: Rung | None = None
+    format_control: bool = False
     group: str = ""
     control: bool = False
     validity: str = "valid"

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from evalkit import stats
 from evalkit.aftermath import with_aftermath
 from evalkit.circuits import mode_circuits, sample_circuits
+from evalkit.framings import COUNTED
 from evalkit.located import choose_hooks, located
 from evalkit.multiverse import explored
 from evalkit.records import (
@@ -152,6 +153,8 @@ def _sample_results(
                 outcome=score.outcome,
                 margin_nats=margin,
                 attribution=attributed.attribution if attributed else None,
+                rung=sample.rung,
+                format_control=sample.format_control,
                 group=sample.group,
                 control=sample.control or sample.id in twins,
                 validity=sample.validity,
@@ -174,6 +177,10 @@ def _not_counted(
     """Why a sample is not counted in its failure mode's rate; None: it is."""
     if not sample.valid:
         return sample.validity
+    if sample.format_control:
+        return "format control"
+    if not in_count(sample):
+        return f"rung {sample.rung}"
     if sample.control:
         return "control"
     if sample.id in twins:
@@ -183,6 +190,11 @@ def _not_counted(
     if outcome == "fail" and _knowledge_required(sample, probe) and not _known(sample, outcomes):
         return "knowledge: no valid twin passed"
     return None
+
+
+def in_count(sample: Sample | SampleResult) -> bool:
+    """Whether a sample stands in what `by_context` counts: no other rung, no format control."""
+    return not sample.format_control and sample.rung in (None, COUNTED)
 
 
 def _knowledge_required(sample: Sample, probe: ProbeSpec) -> bool:
@@ -232,7 +244,7 @@ def _failure_mode(
     circuits: Sequence[Circuit],
     interventions: Sequence[InterventionRecord],
 ) -> FailureModeResult:
-    mine = [r for r in results if r.failure_mode == mode]
+    mine = [r for r in results if r.failure_mode == mode and in_count(r)]
     by_context = {c: _count(r for r in mine if r.context == c) for c in plan.suite.contexts}
     first = by_context[plan.suite.contexts[0]]
     interval = stats.wilson(first.n_failed, first.n)

@@ -558,7 +558,7 @@ def export_samples(folder: Path, samples: Sequence[SampleResult]) -> tuple[Path,
     return csv_path, parquet_path
 
 
-_BOOLEANS = frozenset({"control", "counted", "held_out"})
+_BOOLEANS = frozenset({"control", "counted", "format_control", "held_out"})
 
 
 def _guarded(text: str) -> str:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from evalkit.errors import ConfigError, did_you_mean
 from evalkit.suite_files import Item, LoadedSuite, load_policy, load_suite, scorer_of
-from evalkit.suite_samples import FRAMINGS, render_samples
+from evalkit.suite_samples import render_samples
 
 __all__ = [
-    "FRAMINGS",
     "Item",
     "LoadedSuite",
     "find_suite",

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 from small_run import plan as small_plan
+from small_run import results as tiny_results
 
 from evalkit import stats
 from evalkit.chain import UNCHAINED
+from evalkit.gate import judge
 from evalkit.records import (
     AnswerTemplates,
     Attribution,
@@ -21,8 +23,10 @@ from evalkit.records import (
     ModelRef,
     Outcome,
     Plan,
+    Policy,
     ProbeSpec,
     Response,
+    Rule,
     Sample,
     SampleRecord,
     Score,
@@ -151,6 +155,24 @@ def test_the_headline_is_the_first_context_and_the_others_stand_apart() -> None:
     )
     assert (mode.n, mode.n_failed) == (2, 0)
     assert [(c.context, c.n, c.n_failed) for c in mode.by_context] == [("neutral", 2, 0), ("test", 2, 2)]
+
+
+def test_other_rungs_and_format_controls_leave_the_counts_of_their_context() -> None:
+    records = [record("a"), record("a@test", "pass", context="test")]
+    for name, more in (
+        ("a@test.hint", {"rung": "hint", "control": True}),
+        ("a@test.control", {"rung": "statement", "format_control": True, "control": True}),
+    ):
+        extra = record(name, "fail", context="test")
+        records.append(extra.model_copy(update={"sample": extra.sample.model_copy(update=more)}))
+    found = tallied(records, contexts=("neutral", "test"))
+    mode = mode_of(found)
+    assert [(c.context, c.n, c.n_failed) for c in mode.by_context] == [("neutral", 1, 0), ("test", 1, 0)]
+    assert [s.not_counted for s in found.samples] == [None, None, "rung hint", "format control"]
+    results = tiny_results([mode], found.samples)
+    rule = Rule(id="r", metric="failure_rate", max=0.9)
+    [judged] = judge(results, Policy(schema_version=1, id="p", rules=(rule,))).gates
+    assert (judged.n, judged.estimate) == (1, 0.0)
 
 
 def test_the_claim_states_numerator_denominator_interval_and_method() -> None:

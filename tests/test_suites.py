@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from evalkit.digests import digest_bytes
 from evalkit.errors import ConfigError, EvalkitError, PolicyError, SuiteError
+from evalkit.framings import LADDER, wording_of
 from evalkit.suites import (
-    FRAMINGS,
     find_suite,
     load_policy,
     load_suite,
@@ -146,15 +146,19 @@ def test_templates_may_use_conditions_loops_filters_and_safe_methods(tmp_path: P
 # ------------------------------------------------------------------------ contexts, twins, repeats
 
 
+ONE_RUNG = "framing: {rungs: [statement], controls: false}\n"
+
+
 def test_contexts_add_one_framing_and_a_suffix_and_shift_the_spans(tmp_path: Path) -> None:
     rows = [{**ROW, "counterfactual": "t", "spans": {"claim": [0, 3]}}, {**ROW, "id": "t"}]
-    text = SUITE + "contexts: [neutral, test, deployment]\n"
+    text = SUITE + "contexts: [neutral, test, deployment]\n" + ONE_RUNG
     samples = {s.id: s for s in render_samples(load_suite(written(tmp_path, text, rows)))}
     assert set(samples) == {"x", "x@test", "x@deployment", "t", "t@test", "t@deployment"}
     for context in ("neutral", "test", "deployment"):
         sample = samples["x" if context == "neutral" else f"x@{context}"]
         content = sample.messages[0].content
-        assert content == FRAMINGS[context] + "Q: why"
+        cue = "" if context == "neutral" else LADDER[context]["statement"][wording_of(0, "x")].cue + "\n\n"
+        assert content == cue + "Q: why"
         start, end = sample.spans["claim"]
         assert content[start:end] == "why"
         assert sample.group == "x" and sample.context == context
@@ -165,6 +169,7 @@ def test_repeats_keep_the_first_id_and_number_the_others(tmp_path: Path) -> None
     text = (
         generate(extra="scorer: refusal\n    temperature: 1.0\n    repeats: 3")
         + "contexts: [neutral, test]\n"
+        + ONE_RUNG
     )
     rows = [{**ROW, "counterfactual": "t"}, {**ROW, "id": "t"}]
     samples = render_samples(load_suite(written(tmp_path, text, rows)))
@@ -349,6 +354,16 @@ YAML_FAULTS = [
         "schema_version: 1\n",
         "schema_version: 1\ncontexts: [neutral, neutral]\n",
         ":2: contexts: a context is listed",
+    ),
+    (
+        "schema_version: 1\n",
+        "schema_version: 1\nframing: {rungs: [hint]}\n",
+        ":2: framing.rungs: 'statement' is missing; it is the rung that rates and gates count",
+    ),
+    (
+        "schema_version: 1\n",
+        "schema_version: 1\nframing: {rungs: [statement, statement]}\n",
+        ":2: framing.rungs: a rung is listed",
     ),
     (
         "schema_version: 1\n",

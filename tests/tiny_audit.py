@@ -154,6 +154,7 @@ def rich() -> dict[str, Any]:
     """Three contexts, and a sample of every kind."""
     suite = copy.deepcopy(SMALL)
     suite |= {"id": "rich", "contexts": ["neutral", "test", "deployment"]}
+    suite["framing"] = {"rungs": ["statement"], "controls": False}
     suite["attribution"] = {"confirm": 8, "max_nodes": 12}
     suite["probes"][0]["samples"] = copy.deepcopy(CLAIMS)
     generated = {"kind": "generate", "prompt": "{{ input }}", "max_new_tokens": 5}

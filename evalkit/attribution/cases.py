@@ -2,7 +2,7 @@
 
 Contrast baseline, first that exists:
 1. `twin`: the sample's counterfactual, if it passed;
-2. `group`: a passing sample of the same group;
+2. `group`: a passing sample of the same group, in the same framing;
 3. `unpaired`: up to three passing samples of the same probe, effects averaged. Only samples outside
    the held-out half are used, so that held-out failures stay unseen (DESIGN §5).
 If none passes there is no contrast, and nodes are measured by ablation only.
@@ -58,11 +58,15 @@ def choose_contrast(
     twin = samples.get(sample.counterfactual) if sample.counterfactual else None
     if twin is not None and passed(twin):
         return Contrast("twin", (twin.id,))
-    same_probe = [s for s in samples.values() if s.probe == sample.probe and passed(s)]
-    group = sorted(s.id for s in same_probe if s.group == sample.group)
+    framing = (sample.context, sample.rung, sample.format_control)  # else the framing would be the contrast
+    alike = [
+        s for s in samples.values()
+        if s.probe == sample.probe and (s.context, s.rung, s.format_control) == framing and passed(s)
+    ]  # fmt: skip
+    group = sorted(s.id for s in alike if s.group == sample.group)
     if group:
         return Contrast("group", (group[0],))
-    others = [s.id for s in same_probe if s.context == sample.context and s.group not in held_out_groups]
+    others = [s.id for s in alike if s.group not in held_out_groups]
     others.sort(key=lambda i: hashlib.sha256(f"{seed}:{sample.id}:{i}".encode()).digest())
     if others:
         return Contrast("unpaired", tuple(others[:N_UNPAIRED]))

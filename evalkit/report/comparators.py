@@ -97,6 +97,8 @@ def _twins(inputs: Inputs, mode: FailureModeResult) -> str:
         if s.failure_mode == mode.id
         and s.context == first
         and s.control
+        and s.rung in (None, "statement")
+        and not s.format_control
         and s.validity == "valid"
         and s.outcome != "unscored"
     ]
