@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from evalkit.saes.sparse_ops import ByLatent, Chosen, largest, sparse_sum
 from evalkit.saes.training_config import SaeSpec, TrainingConfig
 
 SPARE = (
@@ -50,63 +51,6 @@ class Trained(NamedTuple):
     """`batchtopk` and `matryoshka`: in units of the raw pre-activation."""
 
 
-class Chosen(NamedTuple):
-    """The latents that are on, position by position."""
-
-    indices: Int[Tensor, "pos k"] | Int[Tensor, "on"]
-    """Flat, with `offsets`, where positions have different numbers."""
-    offsets: Int[Tensor, "pos"] | None
-    """First entry of each position."""
-    rows: Int[Tensor, "on"]
-    """Position of each entry of the flattened `indices`."""
-
-
-def row_dots(
-    table: Float[Tensor, "feature d_model"],
-    indices: Int[Tensor, "pos k"] | Int[Tensor, "on"],
-    rows: Float[Tensor, "pos d_model"],
-    offsets: Int[Tensor, "pos"] | None = None,
-) -> Float[Tensor, "pos k"] | Float[Tensor, "on"]:
-    """⟨table[indices[p, j]], rows[p]⟩ without materialising the gathered rows."""
-    ones = torch.ones(indices.shape, dtype=table.dtype, requires_grad=True)
-    with torch.enable_grad():
-        total = F.embedding_bag(indices, table.detach(), offsets, per_sample_weights=ones, mode="sum")
-        (dots,) = torch.autograd.grad(total, ones, rows)
-    return dots
-
-
-def sparse_sum(
-    table: Float[Tensor, "feature d_model"],
-    indices: Int[Tensor, "pos k"] | Int[Tensor, "on"],
-    weights: Float[Tensor, "pos k"] | Float[Tensor, "on"],
-    offsets: Int[Tensor, "pos"] | None = None,
-) -> Float[Tensor, "pos d_model"]:
-    """Σ_j weights[p, j] · table[indices[p, j]]: the k-sparse decode."""
-    return F.embedding_bag(indices, table, offsets, per_sample_weights=weights, mode="sum")
-
-
-class _Scatter:
-    """Sums per latent over the positions at which it was chosen; the ordering is shared by its calls."""
-
-    def __init__(self, chosen: Chosen, n_features: int) -> None:
-        flat = chosen.indices.reshape(-1)
-        self.order = torch.argsort(flat, stable=True)
-        counts = torch.bincount(flat, minlength=n_features)
-        self.offsets = counts.cumsum(0) - counts
-        self.rows = chosen.rows[self.order]
-        self.flat = flat
-
-    def outer(self, weights: Tensor, rows: Float[Tensor, "pos d_model"]) -> Float[Tensor, "feature d_model"]:
-        """Σ_p weights[p, j] · rows[p] for each latent."""
-        ordered = weights.reshape(-1)[self.order]
-        return F.embedding_bag(self.rows, rows, self.offsets, mode="sum", per_sample_weights=ordered)
-
-    def total(self, weights: Tensor) -> Float[Tensor, " feature"]:
-        """Σ_p weights[p, j] for each latent."""
-        total = torch.zeros(self.offsets.shape[0], dtype=weights.dtype)
-        return total.index_add_(0, self.flat, weights.reshape(-1))
-
-
 class Gradients(NamedTuple):
     """Gradients of the loss by parameter, with what the step needs besides."""
 
@@ -114,9 +58,11 @@ class Gradients(NamedTuple):
     b_enc: Float[Tensor, " feature"]
     W_dec: Float[Tensor, "feature d_model"]
     b_dec: Float[Tensor, " d_model"]
+    along: Float[Tensor, " feature"]
+    """⟨gradient, row⟩ of each decoder row."""
     error: Float[Tensor, "pos d_model"]
-    fired: Tensor
-    """Latents that were on, and −1 for each that was chosen below zero."""
+    fired: Int[Tensor, "fired"]
+    """Latents that were on, once for each position."""
     weakest: float
     """Smallest activation that was chosen."""
 
@@ -142,6 +88,7 @@ class SaeTrainer:
         self.b_dec = mean * self.scale
         self.silent_tokens = torch.zeros(spec.d_sae, dtype=torch.int64)
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, fused=True)
+        self._pre = torch.empty(0, spec.d_sae)
         self.n_tokens = self.n_steps = 0
         self.threshold: float | None = None
 
@@ -156,28 +103,28 @@ class SaeTrainer:
         return self.silent_tokens >= self.config.dead_after_tokens
 
     def pre_activations(self, centred: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos feature"]:
-        """All pre-activations, in the precision in which latents are chosen."""
-        if self.config.encoder_dtype == "bfloat16":
-            low = torch.bfloat16
-            return torch.addmm(self.b_enc.to(low), centred.to(low), self.W_enc.to(low).T)
-        return torch.addmm(self.b_enc, centred, self.W_enc.T)
+        """All pre-activations, in the precision in which latents are chosen; valid until the next call."""
+        dtype = getattr(torch, self.config.encoder_dtype)
+        if len(self._pre) < len(centred):
+            self._pre = torch.empty(len(centred), self.spec.d_sae, dtype=dtype)
+        out = self._pre[: len(centred)]
+        return torch.addmm(self.b_enc.to(dtype), centred.to(dtype), self.W_enc.to(dtype).T, out=out)
 
     def choose(self, pre: Float[Tensor, "pos feature"]) -> Chosen:
         """The latents that are on: k at each position, or the k · positions largest of the whole batch."""
         n, k = pre.shape[0], self.spec.k
         if self.spec.architecture == "topk":
-            rows = torch.arange(n).repeat_interleave(k)
-            return Chosen(pre.topk(k, dim=-1, sorted=False).indices, None, rows)
+            return Chosen.of(largest(pre, k))
         spare = min(SPARE * k, pre.shape[1])
-        best = pre.topk(spare, dim=-1, sorted=False)
-        on = best.values.flatten().topk(n * k, sorted=False).indices.sort().values
-        rows, indices = on // spare, best.indices.flatten()[on]
+        best = largest(pre, spare)
+        on = pre.gather(1, best).flatten().topk(n * k, sorted=False).indices.sort().values
+        rows, indices = on // spare, best.flatten()[on]
         counts = torch.bincount(rows, minlength=n)
         if spare < pre.shape[1] and int(counts.max()) == spare:  # some position may want still more
             on = pre.flatten().topk(n * k, sorted=False).indices.sort().values
             rows, indices = on // pre.shape[1], on % pre.shape[1]
             counts = torch.bincount(rows, minlength=n)
-        return Chosen(indices, counts.cumsum(0) - counts, rows)
+        return Chosen(indices, F.pad(counts.cumsum(0), (1, 0)), rows)
 
     def gradients(self, x: Float[Tensor, "pos d_model"]) -> Gradients:
         """Gradients of the loss at scaled activations `x`.
@@ -188,74 +135,78 @@ class SaeTrainer:
         centred = x - self.b_dec
         pre = self.pre_activations(centred)
         chosen = self.choose(pre)
-        values, gate = self._exact(centred, chosen)
-        scatter = _Scatter(chosen, self.spec.d_sae)
+        by_latent = ByLatent(chosen, self.spec.d_sae)
+        exact = by_latent.dots(self.W_enc, centred) + self.b_enc[chosen.indices]
+        values, gate = exact.relu(), exact > 0
         errors = [
-            centred - sparse_sum(self.W_dec, chosen.indices, values * (chosen.indices < end), chosen.offsets)
+            centred - sparse_sum(self.W_dec, chosen, values * (chosen.indices < end))
             for end in self.spec.prefixes
         ]
-        W_dec, to_pre = torch.zeros_like(self.W_dec), torch.zeros_like(values)
+        W_dec, dots = None, torch.zeros_like(values)
         upstream, last = torch.zeros_like(x), self.spec.d_sae
         per_element = -2.0 / (x.numel() * len(errors))
         for error, first in zip(reversed(errors), reversed((0, *self.spec.prefixes[:-1])), strict=True):
-            upstream = upstream + error * per_element  # of every prefix that holds latents first … last
+            upstream = upstream.add(error, alpha=per_element)  # of every prefix that holds first … last
             mine = (chosen.indices >= first) & (chosen.indices < last)
-            W_dec += scatter.outer(values * mine, upstream)
-            to_pre += row_dots(self.W_dec, chosen.indices, upstream, chosen.offsets) * (gate & mine)
+            part = by_latent.outer(values * mine, upstream)
+            W_dec = part if W_dec is None else W_dec.add_(part)
+            dots += by_latent.dots(self.W_dec, upstream) * mine
             last = first
-        W_enc, b_enc = scatter.outer(to_pre, centred), scatter.total(to_pre)
+        assert W_dec is not None
+        along = by_latent.total(values * dots)
+        W_enc, b_enc = by_latent.outer(dots * gate, centred), by_latent.total(dots * gate)
         b_dec = upstream.sum(0) - b_enc @ self.W_enc
-        dead = self.dead
-        if self.config.aux_coefficient and bool(dead.any()):
-            aux = self._aux_gradients(centred, pre, errors[-1], dead)
-            W_dec, W_enc, b_enc = W_dec + aux[0], W_enc + aux[1], b_enc + aux[2]
-        fired = torch.where(gate, chosen.indices, -1)
-        weakest = float(values[gate].min()) if bool(gate.any()) else 0.0
-        return Gradients(W_enc, b_enc, W_dec, b_dec, errors[-1], fired, weakest)
+        fired = chosen.indices[gate]
+        weakest = float(values[gate].min()) if len(fired) else 0.0
+        found = Gradients(W_enc, b_enc, W_dec, b_dec, along, errors[-1], fired, weakest)
+        if self.config.aux_coefficient:
+            self._add_aux(found, centred, pre)
+        return found
 
-    def _exact(self, centred: Tensor, chosen: Chosen) -> tuple[Tensor, Tensor]:
-        """Activations of the chosen latents in float32, and whether each is above zero."""
-        pre = row_dots(self.W_enc, chosen.indices, centred, chosen.offsets) + self.b_enc[chosen.indices]
-        return pre.relu(), pre > 0
-
-    def _aux_gradients(
-        self, centred: Tensor, pre: Tensor, error: Tensor, dead: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients (W_dec, W_enc, b_enc) of AuxK: dead latents reconstruct the detached error.
+    def _add_aux(self, found: Gradients, centred: Tensor, pre: Tensor) -> None:
+        """Adds the gradients of AuxK in place: dead latents reconstruct the detached error.
 
         The decoder bias takes no part: it is shared with the live latents.
         """
+        dead = self.dead.nonzero().flatten()
+        if not len(dead):
+            return
         rows = slice(None, None, self.config.aux_every)
-        centred, target = centred[rows], error[rows]
-        k = min(self.config.k_aux, int(dead.sum()))
-        indices = pre[rows].masked_fill(~dead, -torch.inf).topk(k, dim=-1, sorted=False).indices
-        chosen = Chosen(indices, None, torch.arange(len(indices)).repeat_interleave(k))
-        values, gate = self._exact(centred, chosen)
-        left = target - sparse_sum(self.W_dec, indices, values)
+        centred, target = centred[rows].contiguous(), found.error[rows]
+        k = min(self.config.k_aux, len(dead))
+        chosen = Chosen.of(largest(pre[rows].index_select(1, dead), k))
+        decoder = self.W_dec[dead]
+        by_latent = ByLatent(chosen, len(dead))
+        exact = by_latent.dots(self.W_enc[dead], centred) + self.b_enc[dead][chosen.indices]
+        values, gate = exact.relu(), exact > 0
+        left = target - sparse_sum(decoder, chosen, values)
         upstream = left * (-2.0 * self.config.aux_coefficient / target.pow(2).sum().clamp_min(1e-12))
-        scatter = _Scatter(chosen, self.spec.d_sae)
-        to_pre = row_dots(self.W_dec, indices, upstream) * gate
-        return scatter.outer(values, upstream), scatter.outer(to_pre, centred), scatter.total(to_pre)
+        dots = by_latent.dots(decoder, upstream)
+        found.W_dec.index_add_(0, dead, by_latent.outer(values, upstream))
+        found.W_enc.index_add_(0, dead, by_latent.outer(dots * gate, centred))
+        found.b_enc.index_add_(0, dead, by_latent.total(dots * gate))
+        found.along.index_add_(0, dead, by_latent.total(values * dots))
 
     def step(self, raw: Float[Tensor, "pos d_model"], lr: float) -> float:
         """One optimiser step on raw activations; returns the batch's share of variance explained."""
         x = raw * self.scale
         found = self.gradients(x)
-        along = torch.linalg.vecdot(found.W_dec, self.W_dec)
-        found.W_dec.addcmul_(self.W_dec, along[:, None], value=-1)
+        found.W_dec.addcmul_(self.W_dec, found.along[:, None], value=-1)
+        spread = float(torch.linalg.vector_norm(x - x.mean(0)))
+        explained = 1 - (float(torch.linalg.vector_norm(found.error)) / spread) ** 2
         for parameter, gradient in zip(self.parameters, found[:4], strict=True):
             parameter.grad = gradient
         self.optimiser.param_groups[0]["lr"] = lr
         self.optimiser.step()
         self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=-1, keepdim=True))
         self.silent_tokens += x.shape[0]
-        self.silent_tokens[found.fired[found.fired >= 0]] = 0
+        self.silent_tokens[found.fired] = 0
         if self.spec.architecture != "topk":
             before = found.weakest if self.threshold is None else self.threshold
             self.threshold = before + THRESHOLD_RATE * (found.weakest - before)
         self.n_tokens += x.shape[0]
         self.n_steps += 1
-        return 1 - float(found.error.pow(2).sum() / (x - x.mean(0)).pow(2).sum())
+        return explained
 
     def folded(self) -> Trained:
         """The SAE in raw units: choosing is free of scale, so only biases and threshold are divided by it."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from evalkit.errors import SaeError
 from evalkit.saes.coder import Sae
+from evalkit.saes.sparse_ops import ByLatent, Chosen, largest, sparse_sum
 from evalkit.saes.train_run import sae_of
-from evalkit.saes.trainer import SaeTrainer, row_dots, sparse_sum
+from evalkit.saes.trainer import SaeTrainer
 from evalkit.saes.training import CHECKPOINT, train
 from evalkit.saes.training_config import SaeSpec, TrainingConfig, learning_rate
 
@@ -75,9 +76,12 @@ def test_sparse_gradients_equal_dense_autograd(n_dead: int, architecture: str) -
     made.silent_tokens[:n_dead] = made.config.dead_after_tokens
     parameters = [p.clone().requires_grad_() for p in made.parameters]
     dense_loss(made, x, parameters, made.dead if n_dead else None).backward()
-    for found, parameter in zip(made.gradients(x)[:4], parameters, strict=True):
+    found = made.gradients(x)
+    for gradient, parameter in zip(found[:4], parameters, strict=True):
         assert parameter.grad is not None
-        torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-7)
+    along = torch.linalg.vecdot(found.W_dec, made.W_dec)
+    torch.testing.assert_close(found.along, along, rtol=1e-4, atol=1e-7)
 
 
 def test_a_batch_holds_k_latents_per_position_on_average_however_they_crowd() -> None:
@@ -90,8 +94,7 @@ def test_a_batch_holds_k_latents_per_position_on_average_however_they_crowd() ->
     expected = torch.zeros_like(pre).flatten()
     expected[pre.flatten().topk(8 * K).indices] = 1
     assert torch.equal(on, expected.reshape(pre.shape).bool())
-    assert chosen.offsets is not None
-    assert chosen.offsets.tolist() == (on.sum(1).cumsum(0) - on.sum(1)).tolist()
+    assert chosen.bounds.tolist() == [0, *on.sum(1).cumsum(0).tolist()]
 
 
 def test_the_first_latents_of_a_matryoshka_reconstruct_by_themselves(tmp_path: Path) -> None:
@@ -144,9 +147,28 @@ def test_gathered_sums_and_products_equal_their_dense_forms() -> None:
     table, rows = torch.randn(9, D), torch.randn(5, D)
     indices = torch.randint(0, 9, (5, 3))
     weights = torch.randn(5, 3)
-    torch.testing.assert_close(row_dots(table, indices, rows), (table[indices] * rows[:, None]).sum(-1))
+    chosen = Chosen.of(indices)
+    dots = (table[indices] * rows[:, None]).sum(-1)
+    by_latent = ByLatent(chosen, len(table))
+    torch.testing.assert_close(by_latent.dots(table, rows), dots.flatten())
+    dense = torch.zeros(5, 9).index_put((chosen.rows, chosen.indices), weights.flatten(), accumulate=True)
+    torch.testing.assert_close(by_latent.outer(weights.flatten(), rows), dense.T @ rows)
+    torch.testing.assert_close(by_latent.total(weights.flatten()), dense.sum(0))
     expected = (table[indices] * weights[..., None]).sum(1)
-    torch.testing.assert_close(sparse_sum(table, indices, weights), expected)
+    torch.testing.assert_close(sparse_sum(table, chosen, weights.flatten()), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("width", "k"), [(9216, 32), (640, 32), (61, 5), (80, 80), (70_000, 3)])
+def test_the_largest_of_each_row_are_those_that_topk_finds(width: int, k: int, dtype: torch.dtype) -> None:
+    scores = torch.randn(5, width, generator=torch.Generator().manual_seed(width)).to(dtype)
+    scores[1] = -scores[1].abs()  # none above zero
+    scores[2, 7:] = -1.0  # fewer than k above zero
+    scores[3] = scores[3].round()  # many equal ones
+    found = largest(scores, k)
+    assert all(len(set(row)) == k for row in found.tolist())
+    values = scores.gather(1, found).relu().sort().values
+    assert torch.equal(values, scores.topk(k).values.relu().sort().values)
 
 
 def test_a_planted_dictionary_is_recovered(tmp_path: Path) -> None:
@@ -166,7 +188,7 @@ def test_the_folded_sae_acts_on_the_raw_stream() -> None:
     raw = x / made.scale
     pre = (raw - folded.b_dec) @ folded.W_enc + folded.b_enc
     values, indices = pre.topk(K, dim=-1)
-    output = sparse_sum(folded.W_dec, indices, values.relu()) + folded.b_dec
+    output = sparse_sum(folded.W_dec, Chosen.of(indices), values.relu().flatten()) + folded.b_dec
     error = made.gradients(x).error / made.scale
     torch.testing.assert_close(raw - output, error, rtol=1e-4, atol=1e-4)
 
