@@ -17,8 +17,8 @@ floors:
 schemas:
 	evalkit schema schemas && git diff --exit-code -- schemas
 
-test:
-	python -m pytest
+test:  ## on every core; a file's tests stay together
+	OMP_NUM_THREADS=1 python -m pytest -n auto --dist loadfile
 
 slow:
 	python -m pytest -m slow
