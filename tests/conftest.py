@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from tiny_models import save_tiny, save_tiny_whisper
+
+hypothesis.settings.register_profile("any-machine", deadline=None)  # a loaded machine is no fault of the code
+hypothesis.settings.load_profile("any-machine")
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2"])
