@@ -464,7 +464,8 @@ def _keys_at(record: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
     for part in path:
         if isinstance(part, str):
             fields = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-            models = [inner for annotation in fields for inner in _models_in(annotation)]
+            if fields:  # else the part is a name that the suite's author chose
+                models = [inner for annotation in fields for inner in _models_in(annotation)]
     return [name for m in models for name in m.model_fields]
 
 

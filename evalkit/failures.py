@@ -32,6 +32,7 @@ from evalkit.models.cache import Progress, Step
 from evalkit.multiverse import best_of_headline, cells, context_failures, sizes_of, splits, why_not
 from evalkit.planning import Prepared
 from evalkit.probes.pairs import Pair
+from evalkit.probes.playing import TurnPrompt
 from evalkit.records import (
     Attribution,
     Circuit,
@@ -48,6 +49,7 @@ from evalkit.store import RunStore
 ItemT = TypeVar("ItemT")
 DoneT = TypeVar("DoneT")
 
+UNDECIDED = "blame_not_decided: no single turn of a model carries the failure"
 FAILURES_PER_BATCH = 8  # chosen: the cache of 8 prompts and their interventions stays under 1 GB
 
 
@@ -267,6 +269,8 @@ def _cases(
         pair = _pair(prepared, record, records.get(contrast.samples[0]) if contrast.kind == "twin" else None)
         if not prepared.saes:
             without[sample.id] = "no_sae"
+        elif sample.episode is not None and not isinstance(prepared.prompts[sample.id], TurnPrompt):
+            without[sample.id] = UNDECIDED
         elif pair is None:
             without[sample.id] = "no_reference: neither a passing twin nor a reference gives a margin"
         else:

@@ -31,9 +31,10 @@ from evalkit.models.adapter import Prompt, StreamModel
 from evalkit.models.audio import open_audio_model
 from evalkit.models.cache import Progress
 from evalkit.models.resolve import ResolvedModel, resolve_model
-from evalkit.models.text import open_text_model
+from evalkit.models.text import TextModel, open_text_model
 from evalkit.multiverse import sizes_within
 from evalkit.plugins import Probe
+from evalkit.probes.episode import EpisodeProbe
 from evalkit.records import (
     AttributionSpec,
     Batch,
@@ -168,6 +169,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
     model = _open_model(loaded, resolved, options)
     opened = _open_saes(options, loaded, model)
     probes = {p.id: _make_probe(p) for p in suite.probes}
+    agent_models = _open_agents(loaded, probes, options, progress)
     prompts = _encode_all(model, samples, probes)
     plan = Plan(
         suite=suite,
@@ -201,6 +203,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
         },
         policy=loaded.policy,
         n_earlier_runs=None,
+        agent_models=tuple(m.record for m in agent_models.values()),
     )
     labels = labels_for(opened.folders, plan.sae_sha256, options.labels)
     return Prepared(
@@ -216,6 +219,23 @@ def _open_model(loaded: LoadedSuite, resolved: ResolvedModel, options: Options) 
     model = open_audio_model(resolved, device=options.device, dtype=options.dtype)
     model.sounds = {sound.record.sha256: sound.pcm for sound in sounds_of(loaded).values()}
     return model
+
+
+def _open_agents(
+    loaded: LoadedSuite, probes: Mapping[str, Probe], options: Options, progress: Progress
+) -> dict[str, TextModel]:
+    """The models that agents of episodes name, each opened once."""
+    refs = sorted({a.model for p in loaded.suite.probes for a in (p.agents or {}).values() if a.model})
+    opened = {}
+    for ref in refs:
+        found = resolve_model(
+            ref, revision=None, base=loaded.folder, offline=options.offline, progress=progress
+        )
+        opened[ref] = open_text_model(found, device=options.device, dtype=options.dtype)
+    for probe in probes.values():
+        if isinstance(probe, EpisodeProbe):
+            probe.others = opened
+    return opened
 
 
 # ------------------------------------------------------------------------------------------------- SAEs

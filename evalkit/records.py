@@ -24,7 +24,7 @@ Modality = Literal["text", "audio", "vision", "scripted"]
 Baseline = Literal["ablation", "contrast"]
 Purpose = Literal[
     "certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer", "multiverse", "test",
-    "faithfulness", "joint",
+    "faithfulness", "joint", "turn",
 ]  # fmt: skip
 ControlKind = Literal[
     "none", "frozen_random", "residual_coordinate", "dense_neuron", "matched_random", "random_direction",
@@ -107,6 +107,50 @@ class ScorerSpec(Record):
     the target (default 0)."""
 
 
+class ScriptLine(Record):
+    """One line that a scripted agent may say; the first that fits is said."""
+
+    say: str
+    """Template over the sample's fields and `heard`, the list of texts that the turn reads."""
+    when: str | None = None
+    """RE2 pattern that must stand in what the turn reads."""
+    turn: Annotated[int, Field(ge=1)] | None = None
+    """Said at this turn only."""
+
+
+class AgentSpec(Record):
+    """One agent of an episode: the audited model in a role, another model, or a script."""
+
+    role: str = ""
+    """Template: what this agent is and is asked to do."""
+    tools: tuple[str, ...] = ()
+    """Its allow-list: names out of the probe's `tools`."""
+    script: str | tuple[ScriptLine, ...] | None = None
+    """A scripted agent: its line as a template, or lines with conditions. No model speaks."""
+    model: str | None = None
+    """Another text model than the audited one: a reference as in `model.ref`."""
+    sees_task: bool = True
+    """False: it reads only its turns, not the shared task."""
+
+
+class TurnSpec(Record):
+    """One turn of an episode."""
+
+    agent: str
+    """Who speaks."""
+    reads: Literal["all"] | tuple[Annotated[int, Field(ge=1)], ...] = "all"
+    """Earlier turns it reads, counted from 1."""
+    reference: str | None = None
+    """Template: what this agent should have said; takes the turn's place when credit is measured."""
+
+
+class RoundRobin(Record):
+    """All agents in the order in which they are written, again and again; each reads all earlier turns."""
+
+    rounds: Annotated[int, Field(ge=1, le=16)]
+    """How often each agent speaks."""
+
+
 class ProbeSpec(Record):
     """One behaviour and the failure mode it looks for."""
 
@@ -138,6 +182,23 @@ class ProbeSpec(Record):
     """`generate` only: 0 is greedy; above, seeded sampling."""
     repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     """`generate` only: responses drawn per sample, each with its own seed."""
+    agents: Annotated[dict[str, AgentSpec], Field(min_length=1)] | None = None
+    """`episode` only: who takes part, by name."""
+    turns: tuple[str | TurnSpec, ...] | RoundRobin | None = None
+    """`episode` only: who speaks when, and which earlier turns each turn reads."""
+    rule: str | None = None
+    """`episode` only: template of the safety rule that every agent reads."""
+    tools: dict[str, str] = {}
+    """`episode` only: simulated tools, name → template of the result over the sample's fields and
+    `argument`. Nothing is executed."""
+    judged: Literal["final", "any_turn"] = "final"
+    """`episode` only: the scorer judges the last turn, or every turn, one failing turn being enough."""
+    alone: tuple[str, ...] = ()
+    """`episode` only: agents that also answer alone, after all scripted turns, as controls."""
+    rollouts: Annotated[int, Field(ge=8, le=256)] = 8
+    """`episode` only: seeded rollouts per change of a turn, when credit is measured."""
+    rollout_temperature: Annotated[float, Field(gt=0.0, le=5.0)] = 0.7
+    """`episode` only: temperature at which rollouts play the rest of an episode."""
     require_knowledge: bool | None = None
     """A failure counts only if the twin passed. Default: true for `choice` samples that have a twin."""
 
@@ -251,6 +312,26 @@ class ClipRecord(Record):
     """What was measured on the file as read back: signal-to-noise ratio, largest change."""
 
 
+class EpisodeTurn(Record):
+    """One planned turn, rendered; counted from 1."""
+
+    agent: str
+    reads: tuple[Count, ...]
+    """Earlier turns that it reads."""
+    reference: str | None = None
+
+
+class Episode(Record):
+    """What an `episode` sample is played from, rendered; the task stands in the sample's messages."""
+
+    rule: str | None
+    roles: dict[str, str]
+    """Agent → rendered role."""
+    turns: tuple[EpisodeTurn, ...]
+    alone: str | None = None
+    """The one agent that answers alone; None: the whole team."""
+
+
 class Sample(Record):
     """One prompt of one probe in one context, rendered and ready to run."""
 
@@ -290,6 +371,8 @@ class Sample(Record):
     """Which of the probe's `repeats` this is."""
     clip: ClipRecord | None = None
     """`transcribe`: what the model hears."""
+    episode: Episode | None = None
+    """`episode`: agents and turns."""
     fields: dict[str, JsonValue] = {}
     """The sample as written."""
 
@@ -451,6 +534,8 @@ class Plan(Record):
     policy: Policy | None
     n_earlier_runs: int | None
     """Earlier runs of this suite known in the output folder; None: not known."""
+    agent_models: tuple[ModelRecord, ...] = ()
+    """Models that agents of episodes name, besides the audited one."""
 
 
 class Manifest(Record):
@@ -467,6 +552,30 @@ class Manifest(Record):
 
 
 # ---------------------------------------------------------------------------- what a run writes down
+
+
+class ToolCall(Record):
+    """A call that an agent wrote down; simulated, never executed."""
+
+    tool: str
+    argument: str
+    blocked: bool
+    """True: not on the agent's allow-list, or no such tool; it got no result."""
+    result: str | None = None
+    """The simulated result, as later turns read it."""
+
+
+class SpokenTurn(Record):
+    """What one turn of an episode said."""
+
+    agent: str
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    prompt_text: str | None = None
+    """What the model read at this turn; None: a script spoke."""
+    n_prompt_tokens: Count = 0
+    n_new_tokens: Count = 0
+    truncated: bool = False
 
 
 class Response(Record):
@@ -489,6 +598,8 @@ class Response(Record):
     """`generate`: the response reached `max_new_tokens`."""
     error: str | None = None
     """What went wrong on this sample, if anything."""
+    turns: tuple[SpokenTurn, ...] | None = None
+    """`episode`: the transcript."""
 
 
 class Score(Record):
@@ -619,6 +730,24 @@ class AttributionRecord(Record):
     previous: Sha256
 
 
+TurnChange = Literal["resample", "replace", "skip"]
+
+
+class Rollout(Record):
+    """One episode played again from a changed turn on."""
+
+    turn: Annotated[int, Field(ge=1)]
+    change: TurnChange
+    """`resample`: spoken again; `replace`: by the reference or the passing twin's turn; `skip`: left out."""
+    number: Count
+    """Which of the seeded rollouts."""
+    seed: int
+    exact: bool = False
+    """True: nothing after the change is drawn, so that one rollout stands for all."""
+    texts: tuple[str | None, ...]
+    """What was said from the changed turn on; None: left out."""
+
+
 class InterventionRecord(Record):
     """One line of interventions.jsonl: one exact change to the model, and what came of it."""
 
@@ -650,6 +779,8 @@ class InterventionRecord(Record):
     shortlisted: tuple[str, ...] = ()
     """`multiverse` only: where estimators ranked the node, as `split/estimator/rank`, if this certificate
     counted there."""
+    rollout: Rollout | None = None
+    """`turn` only: which turn of an episode was changed, and what was said then."""
     previous: Sha256
 
 

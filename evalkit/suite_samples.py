@@ -17,6 +17,7 @@ from evalkit.errors import ConfigError
 from evalkit.framings import framed
 from evalkit.records import ProbeSpec, Sample
 from evalkit.suite_clips import Sound, sounds_of
+from evalkit.suite_episodes import alone_samples, check_probe, episode_of
 from evalkit.suite_files import IDENTIFIER, Item, LoadedSuite, scorer_of
 from evalkit.templates import TemplateFault, compile_template, render
 
@@ -59,14 +60,18 @@ def render_samples(loaded: LoadedSuite, *, limit: int | None = None) -> tuple[Sa
         items = [item for item in loaded.items if item.probe == i]
         twins = {item.twin for item in items if item.twin is not None}
         groups = _groups(items)
+        check_probe(loaded, i, probe)
         templates = _compile(loaded, i, probe)
         sounds = sounds or (sounds_of(loaded) if probe.kind == "transcribe" else {})
         for item in _limited(items, twins, limit):
             neutral = _render_item(
                 loaded, probe, item, templates, groups[item.id], item.id in twins, sounds.get(item.id)
             )
-            for context in loaded.suite.contexts:
-                for sample in framed(neutral, context, loaded.suite.framing):
+            if probe.kind == "episode":
+                neutral = neutral.model_copy(update={"episode": episode_of(loaded, i, probe, item)})
+            written = (neutral, *alone_samples(probe, neutral))
+            for context, one in ((c, w) for w in written for c in loaded.suite.contexts):
+                for sample in framed(one, context, loaded.suite.framing):
                     samples += [_repeated(sample, repeat) for repeat in range(probe.repeats)]
             if len(samples) > MAX_SAMPLES:
                 loaded.source.fail(None, f"more than {MAX_SAMPLES:,} samples in all; split it")

@@ -162,6 +162,8 @@ def _refuse_what_cannot_be(run: StoredRun, items: dict[str, str]) -> None:
     for sample in run.plan.samples:
         if sample.clip is not None and item_of(sample) in items:
             raise ConfigError(f"redact: '{item_of(sample)}': has a clip, and sound cannot be withheld")
+        if sample.episode is not None and item_of(sample) in items:
+            raise ConfigError(f"redact: '{item_of(sample)}': an episode's transcripts cannot be withheld yet")
 
 
 def _open(run: StoredRun, items: dict[str, str]) -> Iterable[set[str]]:

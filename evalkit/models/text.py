@@ -60,6 +60,10 @@ class Run(NamedTuple):
         """Number of padding positions in front of `row`."""
         return int((~self.mask[row]).sum())
 
+    def picked(self, index: Int[Tensor, "row"]) -> Run:
+        """A state with the chosen rows, copied; streams are left behind."""
+        return Run(self.logits[index], _select(self.cache, index), self.mask[index], self.ids[index], {})
+
     def detached(self) -> Run:
         """The same values without a graph."""
         for layer in self.cache.layers:
@@ -247,6 +251,17 @@ class TextModel:
             cache.layers[n].values = clean.layers[n].values[index]
         return Run(logits[:, -1], cache, run.mask[index], run.ids[index], kept)
 
+    def read_on(
+        self, past: DynamicCache, mask: Bool[Tensor, "batch pos"], rests: Sequence[tuple[int, ...]]
+    ) -> Run:
+        """Read further tokens after what `past` holds (`mask`: its real positions); `past` is used up."""
+        ids, own = _left_pad(rests, self.device)
+        whole = torch.cat([mask.to(self.device), own], 1)
+        with torch.no_grad():
+            logits, cache = self._forward(ids, whole, past)
+        before = torch.zeros(mask.shape, dtype=torch.long, device=self.device)
+        return Run(logits[:, -1], cache, whole, torch.cat([before, ids], 1), {})
+
     def trace(self, prompt: tuple[int, ...], hooks: Sequence[str]) -> dict[str, Float[Tensor, "pos d_model"]]:
         """One prompt's streams at `hooks` and at `EMBEDDING`, joined by one autograd graph.
 
@@ -336,10 +351,12 @@ class TextModel:
                 if not stay or step == max_new_tokens - 1:
                     break
                 index = torch.tensor(stay, device=self.device)
-                alive = [alive[n] for n in stay]
                 ids = torch.tensor([[chosen[n]] for n in stay], device=self.device)
                 mask = torch.cat([mask[index], ids.bool() | True], 1)
-                logits, cache = self._forward(ids, mask, _select(cache, index))
+                # rows that all stay keep their tensors: copying the cache costs more than a step
+                past = _select(cache, index) if len(stay) < len(alive) else _shared(cache)
+                alive = [alive[n] for n in stay]
+                logits, cache = self._forward(ids, mask, past)
                 logits = logits[:, -1]
         for r, tokens in enumerate(out):
             if r not in done:
@@ -475,6 +492,11 @@ def _left_pad(
 def _select(cache: DynamicCache, index: Int[Tensor, "batch"]) -> DynamicCache:
     """A new cache with the chosen rows; the old one is left as it is."""
     return DynamicCache([(layer.keys[index], layer.values[index]) for layer in cache.layers])
+
+
+def _shared(cache: DynamicCache) -> DynamicCache:
+    """A new cache over the same tensors: what is appended to it does not show in the old one."""
+    return DynamicCache([(layer.keys, layer.values) for layer in cache.layers])
 
 
 def _prefix(cache: DynamicCache, index: Int[Tensor, "batch"], start: int, layer: int) -> DynamicCache:
