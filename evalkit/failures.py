@@ -33,6 +33,7 @@ from evalkit.multiverse import best_of_headline, cells, context_failures, sizes_
 from evalkit.planning import Prepared
 from evalkit.probes.pairs import Pair
 from evalkit.probes.playing import TurnPrompt
+from evalkit.rates import ERROR
 from evalkit.records import (
     Attribution,
     Circuit,
@@ -42,7 +43,7 @@ from evalkit.records import (
     SampleRecord,
     SampleResult,
 )
-from evalkit.results import ERROR, tally
+from evalkit.results import tally
 from evalkit.splits import halves
 from evalkit.store import RunStore
 
@@ -262,6 +263,7 @@ def _cases(
     """Failures ready to attribute, and the reason for each of the others."""
     outcomes: dict[str, Outcome] = {i: r.score.outcome for i, r in records.items()}
     held_out = frozenset(store.plan.held_out_groups)
+    behaviour_only = {p.id for p in store.plan.suite.probes if not p.attribute}
     cases, without = [], {}
     for record in failures:
         sample = record.sample
@@ -271,6 +273,8 @@ def _cases(
             without[sample.id] = "no_sae"
         elif sample.episode is not None and not isinstance(prepared.prompts[sample.id], TurnPrompt):
             without[sample.id] = UNDECIDED
+        elif sample.probe in behaviour_only:
+            without[sample.id] = "behaviour_only: the suite sets 'attribute: false' for this probe"
         elif pair is None:
             without[sample.id] = "no_reference: neither a passing twin nor a reference gives a margin"
         else:

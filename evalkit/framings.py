@@ -155,6 +155,7 @@ def _framed(sample: Sample, context: Context, rung: Rung, control: bool, seed: i
         update={
             "id": sample.id + suffix,
             "counterfactual": sample.counterfactual and sample.counterfactual + suffix,
+            "stated": sample.stated and sample.stated + suffix,
             "context": context,
             "rung": rung,
             "wording": wording,

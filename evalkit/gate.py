@@ -9,7 +9,8 @@
    - `bound: ci_low` given for a `max`: FAIL only if the whole interval lies beyond; else PASS.
 3. INCONCLUSIVE, whatever the figures: nothing measured, not a number, fewer than `min_n`, not comparable, no
    SAE for a feature rule, a missing baseline, a run whose files contradict each other (`distrust`); and, in
-   place of PASS, an incomplete run, or unscored samples that would have turned the verdict had they failed.
+   place of PASS, an incomplete run, a rate whose capability control is not passed, or unscored samples
+   that would have turned the verdict had they failed.
 4. The worst measurement decides its rule, the worst rule the gate: FAIL before INCONCLUSIVE before PASS.
 
 `n_needed` is the sample size at which the interval would decide, were the estimate and the grouping of the
@@ -27,7 +28,7 @@ from evalkit.gating.baselines import circuit_overlaps, rate_differences
 from evalkit.gating.circuits import circuit_necessities, flip_rates, grades
 from evalkit.gating.features import error_shares, feature_shares, features_in_top_k, sae_cards
 from evalkit.gating.measuring import Measurement, checked, missing, no_mode
-from evalkit.gating.rates import failure_rates, rates_given_knowledge
+from evalkit.gating.rates import failure_rates, rates_given_knowledge, rates_given_stated
 from evalkit.records import GateReport, GateResult, Policy, Results, Rule, Verdict
 
 _SEVERITY: dict[Verdict, int] = {"fail": 0, "inconclusive": 1, "pass": 2}
@@ -35,6 +36,7 @@ _SEVERITY: dict[Verdict, int] = {"fail": 0, "inconclusive": 1, "pass": 2}
 _MEASURES: dict[str, Callable[[Rule, Results, Results | None], Sequence[Measurement]]] = {
     "failure_rate": lambda rule, results, _: failure_rates(rule, results),
     "rate_given_knowledge": lambda rule, results, _: rates_given_knowledge(rule, results),
+    "rate_given_stated": lambda rule, results, _: rates_given_stated(rule, results),
     "rate_difference": rate_differences,
     "feature_share": lambda rule, results, _: feature_shares(rule, results),
     "feature_in_top_k": lambda rule, results, _: features_in_top_k(rule, results),
@@ -141,6 +143,8 @@ def _judge_one(rule: Rule, threshold: float, sign: int, m: Measurement, complete
                 "inconclusive",
                 "would not pass if the unscored or unmeasured had gone against it",
             )
+    if verdict == "pass" and m.caveat:
+        verdict, reason = "inconclusive", f"not interpretable: {m.caveat}"
     if verdict == "pass" and not complete:
         verdict, reason = "inconclusive", "the run is incomplete; finish it with --resume"
     return _gate(rule, threshold, m, verdict, reason, needed if verdict == "inconclusive" else None)

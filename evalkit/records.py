@@ -151,6 +151,20 @@ class RoundRobin(Record):
     """How often each agent speaks."""
 
 
+class ControlOf(Record):
+    """What a control probe stands beside: a rate is read together with its controls."""
+
+    failure_mode: Identifier
+    """The failure mode whose rate this probe's rate is read beside."""
+    kind: Literal["capability", "over_correction", "priming", "observed"]
+    """`capability`: does the model understand what the failure takes? `over_correction`: does it refuse, or
+    hold back, where nothing is wrong? `priming`: does the word alone do it? `observed`: the same item under
+    the overseer's eyes."""
+    max_rate: Rate = 0.5
+    """`capability` only: passed where the upper end of its failure rate's interval lies below this (default:
+    what guessing between two answers reaches). Not passed: the rate it stands beside is not interpretable."""
+
+
 class ProbeSpec(Record):
     """One behaviour and the failure mode it looks for."""
 
@@ -201,6 +215,13 @@ class ProbeSpec(Record):
     """`episode` only: temperature at which rollouts play the rest of an episode."""
     require_knowledge: bool | None = None
     """A failure counts only if the twin passed. Default: true for `choice` samples that have a twin."""
+    control_of: ControlOf | None = None
+    """This probe is a control: its failure mode is printed beside the rate that it belongs to."""
+    attribute: bool = True
+    """False: behaviour only; failures of this probe are not attributed to features."""
+    triage: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}: *\S")] | None = None
+    """When and how its items were judged for validity: `2026-01-31: who read what against which question`.
+    A sample's own field `triage` says why one was judged otherwise."""
 
     @model_validator(mode="after")
     def _one_prompt(self) -> ProbeSpec:
@@ -350,6 +371,9 @@ class Sample(Record):
     """Paraphrases and variants of one thing share it; the held-out split keeps them together."""
     counterfactual: str | None = None
     """Id of the passing twin."""
+    stated: str | None = None
+    """Id of the sample, of any probe, in which the model says what it will do; a failure counts only if it
+    passed, so that what is counted is acting otherwise than was stated."""
     control: bool = False
     """True: a twin or control; it leaves the denominator."""
     validity: str = "valid"
@@ -817,6 +841,12 @@ class ContextResult(Record):
     rate: Rate | None
     ci_low: Rate | None
     ci_high: Rate | None
+    ci_cluster_low: Rate | None = None
+    """Cluster-robust interval: a group's items, and a sample's repeats, hang together."""
+    ci_cluster_high: Rate | None = None
+    n_groups: Count | None = None
+    design_effect: float | None = None
+    """n / effective n, small-sample correction included: how many grouped items are worth one."""
 
 
 class Proportion(Record):
@@ -828,6 +858,12 @@ class Proportion(Record):
     ci_low: Rate | None
     ci_high: Rate | None
     ci_method: str
+    ci_cluster_low: Rate | None = None
+    """Cluster-robust interval: a group's items, and a sample's repeats, hang together."""
+    ci_cluster_high: Rate | None = None
+    n_groups: Count | None = None
+    design_effect: float | None = None
+    """n / effective n, small-sample correction included: how many grouped items are worth one."""
 
 
 class SizePoint(Record):
@@ -917,6 +953,26 @@ class FailureModeResult(Record):
     n_control: Count = 0
     size_curve: tuple[SizePoint, ...] = ()
     """Necessity of sample circuits along size, beside the same-selection floors."""
+    ci_cluster_low: Rate | None = None
+    """Cluster-robust interval: a group's items, and a sample's repeats, hang together."""
+    ci_cluster_high: Rate | None = None
+    n_groups: Count | None = None
+    design_effect: float | None = None
+    """n / effective n, small-sample correction included: how many grouped items are worth one."""
+    n_not_stated: Count = 0
+    """Failures whose `stated` sample did not pass: nothing else was stated first; not in n_failed."""
+    given_stated: Proportion | None = None
+    """The rate among samples whose twin and whose `stated` sample passed; None: no sample names one."""
+    n_abstained: Count = 0
+    """Of n_unscored: the model declined to answer."""
+    n_degenerate: Count = 0
+    """Of n_unscored: no text at all, a loop, or special tokens."""
+    n_errored: Count = 0
+    """Of n_unscored: something broke on the sample."""
+    control_of: ControlOf | None = None
+    """Set where this failure mode is a control of another."""
+    not_interpretable: str | None = None
+    """Why the rate says nothing about the failure mode; None: no control speaks against it."""
 
 
 class SampleResult(Record):
@@ -1311,6 +1367,7 @@ Metric = Literal[
     "feature_in_top_k",
     "circuit_overlap",
     "flip_rate",
+    "rate_given_stated",
 ]
 
 

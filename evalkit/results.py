@@ -4,7 +4,9 @@ Counting (DESIGN §4 and §6), per failure mode and context:
 1. controls, twins and invalid items leave the denominator; unscored samples are counted apart;
 2. n = valid, scored, non-control samples of one context; the headline is the suite's first context;
 3. a failure counts only if the item's twin passed, where knowledge is required: otherwise it is an
-   error of knowledge, listed apart, and `given_knowledge` gives the rate among items with that proof.
+   error of knowledge, listed apart, and `given_knowledge` gives the rate among items with that proof;
+4. an item that names a `stated` sample counts as failed only if that one passed: the model said what it would
+   do, and did otherwise. `given_stated` gives the rate among items with both proofs.
 
 No torch: the report, the gate and `verify` recompute with this module.
 """
@@ -20,6 +22,16 @@ from evalkit.circuits import mode_circuits, sample_circuits
 from evalkit.framings import COUNTED
 from evalkit.located import choose_hooks, located
 from evalkit.multiverse import explored
+from evalkit.rates import (
+    CI_METHOD,
+    ERROR,
+    cluster_fields,
+    conditional,
+    knowledge_required,
+    known,
+    unscored_fields,
+    with_controls,
+)
 from evalkit.records import (
     AttributionRecord,
     Circuit,
@@ -40,9 +52,7 @@ from evalkit.records import (
     SizePoint,
 )
 
-CI_METHOD = "Wilson score, 95 %"
-ERROR = "error: "
-"""How a reason begins that is a fault of the run, not a finding."""
+NOT_STATED = "stated: the sample in which the model says what it will do did not pass"
 N_DESCRIBED = 6  # chosen: features described per failure; more do not fit a page
 _CONTROL_NAMES = {
     "frozen_random": "frozen-random SAE",
@@ -85,6 +95,7 @@ def tally(
         _failure_mode(plan, mode, results, circuits, interventions)
         for mode in dict.fromkeys(p.failure_mode for p in plan.suite.probes)
     )
+    modes = with_controls(modes)
     claims, notes = _claims(modes, results, circuits)
     notes = (*notes, *_foreign_saes(plan, saes))
     maps = located(plan, results, interventions)
@@ -187,24 +198,16 @@ def _not_counted(
         return "twin"
     if outcome == "unscored":
         return "unscored"
-    if outcome == "fail" and _knowledge_required(sample, probe) and not _known(sample, outcomes):
+    if outcome == "fail" and knowledge_required(sample, probe) and not known(sample, outcomes):
         return "knowledge: no valid twin passed"
+    if outcome == "fail" and sample.stated is not None and outcomes.get(sample.stated) != "pass":
+        return NOT_STATED
     return None
 
 
 def in_count(sample: Sample | SampleResult) -> bool:
     """Whether a sample stands in what `by_context` counts: no other rung, no format control."""
     return not sample.format_control and sample.rung in (None, COUNTED)
-
-
-def _knowledge_required(sample: Sample, probe: ProbeSpec) -> bool:
-    if sample.counterfactual is None:
-        return False
-    return probe.kind == "choice" if probe.require_knowledge is None else probe.require_knowledge
-
-
-def _known(sample: Sample, outcomes: Mapping[str, str]) -> bool:
-    return sample.counterfactual is not None and outcomes.get(sample.counterfactual) == "pass"
 
 
 # ------------------------------------------------------------------------------------- failure modes
@@ -216,9 +219,17 @@ class _Counts(NamedTuple):
     n_unscored: int
     n_invalid: int
     n_knowledge: int
+    n_not_stated: int
     n_control: int
     counted: tuple[SampleResult, ...]
     """Members of n."""
+    reasons: tuple[str | None, ...]
+    """Of the unscored."""
+
+    @property
+    def outcomes(self) -> list[tuple[str, bool]]:
+        """Group and failure of each member of n."""
+        return [(r.group, r.outcome == "fail" and r.counted) for r in self.counted]
 
 
 def _count(rows: Iterable[SampleResult]) -> _Counts:
@@ -231,9 +242,13 @@ def _count(rows: Iterable[SampleResult]) -> _Counts:
         n_failed=sum(r.outcome == "fail" and r.counted for r in scored),
         n_unscored=len(valid) - len(scored),
         n_invalid=len(own) - len(valid),
-        n_knowledge=sum(r.outcome == "fail" and not r.counted for r in scored),
+        n_knowledge=sum(
+            r.outcome == "fail" and not r.counted and r.not_counted != NOT_STATED for r in scored
+        ),
+        n_not_stated=sum(r.outcome == "fail" and r.not_counted == NOT_STATED for r in scored),
         n_control=len(everything) - len(own),
         counted=tuple(scored),
+        reasons=tuple(r.reason for r in valid if r.outcome == "unscored"),
     )
 
 
@@ -254,7 +269,9 @@ def _failure_mode(
         if r.context == plan.suite.contexts[0] and r.counted
         if r.attribution is not None and r.attribution.method
     }
-    return FailureModeResult(
+    control_of = next(p.control_of for p in plan.suite.probes if p.failure_mode == mode)
+    given_knowledge, given_stated = conditional(mine, plan.suite.contexts[0], plan, results)
+    result = FailureModeResult(
         id=mode,
         n=first.n,
         n_failed=first.n_failed,
@@ -267,16 +284,20 @@ def _failure_mode(
         by_context=tuple(_context_result(c, k) for c, k in by_context.items()),
         circuits=tuple(c.id for c in circuits if c.failure_mode == mode),
         n_knowledge_errors=first.n_knowledge,
-        given_knowledge=_given_knowledge(mine, plan.suite.contexts[0], plan),
+        given_knowledge=given_knowledge,
         clustered=_clustered(first.counted),
         n_control=first.n_control,
         size_curve=_size_curve(failures, interventions),
+        n_not_stated=first.n_not_stated,
+        given_stated=given_stated,
+        control_of=control_of,
     )
+    return result.model_copy(update={**cluster_fields(first.outcomes), **unscored_fields(first.reasons)})
 
 
 def _context_result(context: Context, k: _Counts) -> ContextResult:
     interval = stats.wilson(k.n_failed, k.n)
-    return ContextResult(
+    result = ContextResult(
         context=context,
         n=k.n,
         n_failed=k.n_failed,
@@ -286,35 +307,7 @@ def _context_result(context: Context, k: _Counts) -> ContextResult:
         ci_low=interval.low if interval else None,
         ci_high=interval.high if interval else None,
     )
-
-
-def _proportion(k: int, n: int, interval: stats.Interval | None, method: str) -> Proportion:
-    return Proportion(
-        n=n,
-        n_failed=k,
-        rate=interval.estimate if interval else None,
-        ci_low=interval.low if interval else None,
-        ci_high=interval.high if interval else None,
-        ci_method=method,
-    )
-
-
-def _given_knowledge(mine: Sequence[SampleResult], context: Context, plan: Plan) -> Proportion | None:
-    """The rate among items whose twin passed; None where no item of the mode needs that proof."""
-    probes = {p.id: p for p in plan.suite.probes}
-    written = {s.id: s for s in plan.samples}
-    outcomes = {r.id: r.outcome for r in mine if r.validity == "valid"}
-    needing = [
-        r
-        for r in mine
-        if r.context == context and r.outcome != "unscored" and r.validity == "valid" and not r.control
-        and _knowledge_required(written[r.id], probes[r.probe])
-    ]  # fmt: skip
-    if not needing:
-        return None
-    known = [r for r in needing if _known(written[r.id], outcomes)]
-    failed = sum(r.outcome == "fail" for r in known)
-    return _proportion(failed, len(known), stats.wilson(failed, len(known)), CI_METHOD)
+    return result.model_copy(update=cluster_fields(k.outcomes))
 
 
 def _clustered(counted: Sequence[SampleResult]) -> Proportion | None:
@@ -326,7 +319,14 @@ def _clustered(counted: Sequence[SampleResult]) -> Proportion | None:
         return None
     k, n = sum(map(sum, groups.values())), sum(map(len, groups.values()))
     interval = stats.clustered([(sum(g), len(g)) for g in groups.values()])
-    return _proportion(k, n, interval, f"cluster-robust over {len(groups)} groups, 95 %")
+    return Proportion(
+        n=n,
+        n_failed=k,
+        rate=interval.estimate if interval else None,
+        ci_low=interval.low if interval else None,
+        ci_high=interval.high if interval else None,
+        ci_method=f"cluster-robust over {len(groups)} groups, 95 %",
+    )
 
 
 # ------------------------------------------------------------------- sample circuits, from the ledger
@@ -395,6 +395,8 @@ def _claims(
     claims, notes = [], []
     for mode in modes:
         claims.append(_rate_claim(mode))
+        if mode.not_interpretable:
+            notes.append(f"{mode.id}: the rate is not interpretable: {mode.not_interpretable}.")
         if not mode.size_curve:
             continue
         lead = beats_floors(mode.size_curve)
@@ -482,6 +484,10 @@ def _rate_claim(mode: FailureModeResult) -> Claim:
         sentence += (
             f"; {mode.n_knowledge_errors} further failures are errors of knowledge and are not counted"
         )
+    if mode.n_not_stated:
+        sentence += f"; on {mode.n_not_stated} more it did not state otherwise first, so they are not counted"
+    if mode.not_interpretable:
+        sentence += f"; the rate is not interpretable: {mode.not_interpretable}"
     return Claim(
         id=f"{mode.id}:rate",
         type="observation",

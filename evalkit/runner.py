@@ -17,6 +17,7 @@ from evalkit.attribution.features import describe
 from evalkit.failures import attribute, locate, one_by_one_on_error, probe_modes
 from evalkit.models.cache import Progress, Step
 from evalkit.planning import Options, Prepared
+from evalkit.rates import ERROR
 from evalkit.records import (
     AttributionRecord,
     Batch,
@@ -31,7 +32,7 @@ from evalkit.records import (
     SuiteRecord,
 )
 from evalkit.report import write_report
-from evalkit.results import ERROR, described_features, is_complete, scorers_of, tally
+from evalkit.results import described_features, is_complete, scorers_of, tally
 from evalkit.saes.feature_evidence import read_evidence
 from evalkit.saes.labels import labelled
 from evalkit.scorers.validation import shipped_validations

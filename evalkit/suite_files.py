@@ -43,6 +43,8 @@ _CHOICE_FORBIDS = ("scorer", "max_new_tokens", "stop", "temperature", "repeats")
 _RESERVED_SPANS = ("final", "other")
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:/+#-]{0,199}\Z")
 """An id, as in `records.Identifier`."""
+TRIAGE = re.compile(r"\d{4}-\d{2}-\d{2}: *\S")
+"""A judgement of validity, as in `records.ProbeSpec.triage`."""
 
 
 class Item(NamedTuple):
@@ -214,6 +216,24 @@ def _check_suite(suite: Suite, root: Node, source: Source) -> None:
             source.fail(line, f"probes.{i}.kind: no probe kind {shown(probe.kind)}{hint}")
         _check_scorer(i, probe, root, source)
         _check_probe(i, suite, probe, root, source)
+    _check_controls(suite, root, source)
+
+
+def _check_controls(suite: Suite, root: Node, source: Source) -> None:
+    """A control stands beside a failure mode that is measured and is no control itself; its probes agree."""
+    of = {p.failure_mode: p.control_of for p in suite.probes}
+    for i, probe in enumerate(suite.probes):
+        place = f"probes.{i}.control_of"
+        if probe.control_of != of[probe.failure_mode]:
+            mode = shown(probe.failure_mode)
+            source.fail(line_of(root, "probes", i), f"{place}: all probes of {mode} must give the same")
+        if probe.control_of is None:
+            continue
+        named, line = probe.control_of.failure_mode, line_of(root, "probes", i, "control_of")
+        rated = [mode for mode, control in of.items() if control is None]
+        if named not in rated:
+            hint = did_you_mean(named, rated)
+            source.fail(line, f"{place}: {shown(named)} is no failure mode with a rate of its own{hint}")
 
 
 def _check_scorer(i: int, probe: ProbeSpec, root: Node, source: Source) -> None:
@@ -293,7 +313,7 @@ def _check_fields(item: Item) -> None:
     """The fields with a meaning have the right type."""
     if "id" not in item.fields:
         item.source.fail(item.line, "a sample has no 'id'; give it one")
-    for key in ("id", "group", "counterfactual", "reference", "validity"):
+    for key in ("id", "group", "counterfactual", "reference", "validity", "stated", "triage"):
         value = item.fields.get(key, "x")
         if not isinstance(value, str) or not value:
             item.fail(f"{key}: must be text, found {shown(value)}; write it in quotes")
@@ -304,6 +324,9 @@ def _check_fields(item: Item) -> None:
     validity = str(item.fields.get("validity", "valid"))
     if validity != "valid" and not re.match(r"invalid: *\S", validity):
         item.fail(f"validity: must be 'valid' or 'invalid: reason', found {shown(validity)}")
+    if "triage" in item.fields and not TRIAGE.match(str(item.fields["triage"])):
+        found = shown(item.fields["triage"])
+        item.fail(f"triage: must be a date and who judged it how ('2026-01-31: …'), found {found}")
     spans = item.fields.get("spans", {})
     if not isinstance(spans, dict):
         item.fail(f"spans: must be {{name: [start, end]}}, found {shown(spans)}")
@@ -323,6 +346,10 @@ def _check_items(suite: Suite, items: tuple[Item, ...]) -> None:
             item.fail(f"this id is used twice; first at {place}; ids are unique in the suite")
         first[item.id] = item
     for item in items:
+        stated = item.fields.get("stated")
+        if stated is not None and (stated == item.id or stated not in first):
+            hint = did_you_mean(str(stated), [i for i in list(first)[:MAX_HINTS] if i != item.id])
+            item.fail(f"stated: no other sample {shown(stated)} in the suite{hint}")
         if item.twin is None:
             continue
         twin = first.get(item.twin)

@@ -162,6 +162,7 @@ def _render_item(
         "failure_mode": probe.failure_mode,
         "group": group,
         "counterfactual": item.twin,
+        "stated": item.fields.get("stated"),
         "control": is_twin or item.fields.get("control", False),
         "validity": item.fields.get("validity", "valid"),
         "messages": messages,

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from evalkit import calibrated
-from evalkit.records import GateReport, Results, SampleResult
+from evalkit.records import FailureModeResult, GateReport, Proportion, Results, SampleResult
 
 if TYPE_CHECKING:
     from evalkit.calibrated import Calibration
@@ -20,31 +20,54 @@ VERDICTS = {"pass": "✓ PASS", "fail": "✕ FAIL", "inconclusive": "◇ INCONCL
 
 
 def rates(results: Results) -> Table:
-    """Per failure mode: counts, rate, interval, what was not counted, and how much is attributed."""
-    table = Table("failure mode", "failed", "n", "rate", "95 % interval", "not counted", "attributed")
-    for mode in results.failure_modes:
+    """Per failure mode: counts, rate, both intervals, what was not counted, and how much is attributed.
+
+    Conditional rates stand below their rate, controls at the end.
+    """
+    heads = ("failure mode", "failed", "n", "rate", "95 % interval", "not counted", "attributed")
+    table = Table(*heads)
+    for mode in sorted(results.failure_modes, key=lambda m: m.control_of is not None):
         mine = [s for s in results.samples if s.failure_mode == mode.id and s.attribution is not None]
         attributed = sum(s.attribution is not None and s.attribution.method is not None for s in mine)
-        left_out = [
-            f"{n} {what}"
-            for n, what in (
-                (mode.n_knowledge_errors, "knowledge errors"),
-                (mode.n_unscored, "unscored"),
-                (mode.n_invalid, "invalid"),
-            )
-            if n
-        ]
-        interval = f"{mode.ci_low:.1%} – {mode.ci_high:.1%}" if mode.ci_low is not None else "no sample"
+        of = mode.control_of
         table.add_row(
-            mode.id,
-            str(mode.n_failed),
-            str(mode.n),
-            f"{mode.rate:.1%}" if mode.rate is not None else "–",
-            interval,
-            ", ".join(left_out) or "–",
+            mode.id if of is None else f"{mode.id}\n({of.kind} control of {of.failure_mode})",
+            *_figures(mode),
+            ", ".join(f"{n} {what}" for n, what in _left_out(mode) if n) or "–",
             f"{attributed} of {len(mine)}" if mine else "–",
         )
+        for words, given in (
+            ("  given knowledge", mode.given_knowledge),
+            ("  given that it stated otherwise", mode.given_stated),
+        ):
+            if given is not None:
+                table.add_row(words, *_figures(given), "", "")
     return table
+
+
+def _figures(rate: FailureModeResult | Proportion) -> tuple[str, str, str, str]:
+    interval = "no sample"
+    if rate.ci_low is not None:
+        interval = f"{rate.ci_low:.1%} – {rate.ci_high:.1%} Wilson"
+    if rate.ci_cluster_low is not None:
+        interval += (
+            f"\n{rate.ci_cluster_low:.1%} – {rate.ci_cluster_high:.1%} clustered, {rate.n_groups} groups"
+        )
+    shown = f"{rate.rate:.1%}" if rate.rate is not None else "–"
+    return str(rate.n_failed), str(rate.n), shown, interval
+
+
+def _left_out(mode: FailureModeResult) -> tuple[tuple[int, str], ...]:
+    other = mode.n_unscored - mode.n_abstained - mode.n_degenerate - mode.n_errored
+    return (
+        (mode.n_knowledge_errors, "knowledge errors"),
+        (mode.n_not_stated, "not stated otherwise"),
+        (mode.n_abstained, "abstained"),
+        (mode.n_degenerate, "degenerate"),
+        (mode.n_errored, "errored"),
+        (other, "otherwise unscored"),
+        (mode.n_invalid, "invalid"),
+    )
 
 
 def worst_failures(results: Results) -> Table | None:

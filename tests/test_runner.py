@@ -395,6 +395,17 @@ def test_a_failure_that_cannot_be_attributed_is_recorded_and_the_others_are_kept
 
 
 @pytest.mark.usefixtures("no_report")
+def test_failures_of_a_probe_that_is_not_to_be_attributed_say_so(made: Material, tmp_path: Path) -> None:
+    suite = copy.deepcopy(SMALL)
+    suite["probes"][0]["attribute"] = False
+    assert command("audit", write_suite(tmp_path, made, suite), "--out", tmp_path / "run").code == 0
+    failures = [s for s in results_of(tmp_path / "run")["samples"] if s["attribution"]]
+    assert failures
+    assert all(s["attribution"]["no_attribution"].startswith("behaviour_only") for s in failures)
+    assert (tmp_path / "run" / "interventions.jsonl").read_bytes() == b""
+
+
+@pytest.mark.usefixtures("no_report")
 def test_a_model_without_fitting_saes_runs_and_every_failure_says_no_sae(
     made: Material, tmp_path: Path
 ) -> None:

@@ -486,6 +486,9 @@ ROW_FAULTS = [
         b'{"id": "a", "group": "g", "counterfactual": "b"}\n{"id": "b", "group": "h"}\n',
         ":1: sample 'a': group: its twin is in group 'h'; twins share a group",
     ),
+    (b'{"id": "a", "stated": "a"}\n', ":1: sample 'a': stated: no other sample 'a' in the suite"),
+    (b'{"id": "ab", "stated": "ca"}\n{"id": "cb"}\n', "stated: no other sample 'ca' in the suite; known: cb"),
+    (b'{"id": "a", "triage": "looked fine"}\n', "triage: must be a date and who judged it how"),
 ]
 
 
@@ -493,6 +496,34 @@ ROW_FAULTS = [
 def test_a_fault_in_a_sample_is_refused_with_its_line(tmp_path: Path, rows: bytes, message: str) -> None:
     found = refusal_of(written(tmp_path, rows=rows))
     assert message in found, found
+
+
+CONTROL = "    control_of: {failure_mode: g, kind: capability}\n"
+
+
+def test_a_control_stands_beside_a_failure_mode_that_is_measured(tmp_path: Path) -> None:
+    found = refusal_of(written(tmp_path, SUITE + CONTROL))
+    assert ":12: probes.0.control_of: 'g' is no failure mode with a rate of its own" in found
+    own = SUITE + CONTROL.replace("failure_mode: g", "failure_mode: f")
+    assert "'f' is no failure mode with a rate of its own" in refusal_of(written(tmp_path, own))
+
+
+def test_probes_of_one_failure_mode_are_all_controls_or_none_is(tmp_path: Path) -> None:
+    again = SUITE[SUITE.index("  - id: p") :].replace("id: p", "id: q").replace("a.jsonl", "[{id: t}]")
+    found = refusal_of(written(tmp_path, SUITE + again + CONTROL.replace("mode: g", "mode: f")))
+    assert "probes.0.control_of: all probes of 'f' must give the same" in found
+
+
+def test_a_stated_sample_may_stand_in_another_probe_and_keeps_its_context(tmp_path: Path) -> None:
+    again = (
+        SUITE[SUITE.index("  - id: p") :]
+        .replace("id: p", "id: q")
+        .replace("failure_mode: f", "failure_mode: g")
+    )
+    again = again.replace("a.jsonl", "[{id: t, input: what, safe: yes, fail: no}]")
+    text = SUITE.replace("model: {ref: m}", "model: {ref: m}\ncontexts: [neutral, test]") + again
+    samples = render_samples(load_suite(written(tmp_path, text, [{**ROW, "stated": "t"}])))
+    assert {s.id: s.stated for s in samples if s.probe == "p"} == {"x": "t", "x@test": "t@test"}
 
 
 def test_a_twin_in_another_probe_is_refused(tmp_path: Path) -> None:

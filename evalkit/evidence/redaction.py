@@ -36,7 +36,7 @@ from evalkit.redacted import Redactions, item_of, mark, original_text, salted, t
 from evalkit.store import ATTRIBUTIONS, INTERVENTIONS, MANIFEST, PLAN, RESULTS, SAMPLES, StoredRun, read_run
 from evalkit.suites import LoadedSuite, load_suite, render_samples
 
-_STAYS = frozenset({"id", "group", "counterfactual", "control", "validity"})
+_STAYS = frozenset({"id", "group", "counterfactual", "control", "validity", "stated", "triage"})
 SEARCHED = 12
 """Characters; chosen: a shorter text (an answer, a name) also stands in texts that are nobody's secret."""
 

@@ -37,6 +37,8 @@ class Measurement(NamedTuple):
     """n / effective n: how many grouped items are worth one independent item."""
     discordant: tuple[int, int] = (0, 0)
     """`difference`: items that failed only then, and only now."""
+    caveat: str = ""
+    """Why the figure says nothing, though it was measured: it can fail, and can never pass."""
 
 
 class Judged(NamedTuple):

@@ -1,4 +1,4 @@
-"""`failure_rate` and `rate_given_knowledge`: how often the model failed, per failure mode and context.
+"""`failure_rate`, `rate_given_knowledge`, `rate_given_stated`: how often, by mode and context.
 
 The interval is computed from the counts, never taken from the file; one that contradicts them is malformed.
 """
@@ -25,7 +25,7 @@ def failure_rates(rule: Rule, results: Results) -> list[Measurement]:
         wanted = list(contexts) if rule.context == "worst" else [rule.context]
         for name in wanted:
             if name in contexts:
-                measured.append(_failure_rate(rule, mode.id, contexts[name], results))
+                measured.append(_failure_rate(rule, mode, contexts[name], results))
             else:
                 measured += missing(f"{mode.id}, {name}", "this context was not run")
     return measured or no_mode(rule, results)
@@ -33,21 +33,35 @@ def failure_rates(rule: Rule, results: Results) -> list[Measurement]:
 
 def rates_given_knowledge(rule: Rule, results: Results) -> list[Measurement]:
     """The rate among items whose twin passed, per failure mode; of the suite's first context."""
-    measured: list[Measurement] = []
+    found: list[Measurement] = []
     for mode in modes(rule, results):
         what = f"{mode.id}, where the twin shows the knowledge"
-        known = mode.given_knowledge
-        if known is None:
-            measured += missing(what, "no item of this failure mode needs that proof")
-        elif not 0 <= known.n_failed <= known.n:
-            measured += missing(what, _IMPOSSIBLE.format(known.n_failed, known.n))
-        elif (interval := stats.wilson(known.n_failed, known.n)) is None:
-            measured += missing(what, "no item's twin passed")
-        elif not _agrees(known, interval):
-            measured += missing(what, CONTRADICTS)
-        else:
-            measured.append(Measurement(what, *interval, known.n))
-    return measured or no_mode(rule, results)
+        found += _conditional(mode, mode.given_knowledge, what, "twin")
+    return found or no_mode(rule, results)
+
+
+def rates_given_stated(rule: Rule, results: Results) -> list[Measurement]:
+    """The rate among items whose twin and whose stated sample passed, per failure mode; likewise."""
+    found: list[Measurement] = []
+    for mode in modes(rule, results):
+        what = f"{mode.id}, where the model stated otherwise first"
+        found += _conditional(mode, mode.given_stated, what, "stated sample")
+    return found or no_mode(rule, results)
+
+
+def _conditional(
+    mode: FailureModeResult, given: Proportion | None, what: str, proof: str
+) -> list[Measurement]:
+    if given is None:
+        return missing(what, "no item of this failure mode needs that proof")
+    if not 0 <= given.n_failed <= given.n:
+        return missing(what, _IMPOSSIBLE.format(given.n_failed, given.n))
+    interval = stats.wilson(given.n_failed, given.n)
+    if interval is None:
+        return missing(what, f"no item's {proof} passed")
+    if not _agrees(given, interval):
+        return missing(what, CONTRADICTS)
+    return [Measurement(what, *interval, given.n, caveat=mode.not_interpretable or "")]
 
 
 def contexts_of(mode: FailureModeResult, results: Results) -> dict[str, ContextResult]:
@@ -68,8 +82,10 @@ def contexts_of(mode: FailureModeResult, results: Results) -> dict[str, ContextR
     return found
 
 
-def _failure_rate(rule: Rule, mode: str, counts: ContextResult, results: Results) -> Measurement:
-    what = f"{mode}, {counts.context}"
+def _failure_rate(
+    rule: Rule, mode: FailureModeResult, counts: ContextResult, results: Results
+) -> Measurement:
+    what = f"{mode.id}, {counts.context}"
     if not 0 <= counts.n_failed <= counts.n or counts.n_unscored < 0:
         return missing(what, _IMPOSSIBLE.format(counts.n_failed, counts.n))[0]
     interval = stats.wilson(counts.n_failed, counts.n)
@@ -78,7 +94,7 @@ def _failure_rate(rule: Rule, mode: str, counts: ContextResult, results: Results
         return missing(what, why)[0]
     if not _agrees(counts, interval):
         return missing(what, CONTRADICTS)[0]
-    found = _over_groups(rule, mode, counts, results) or Judged(interval, 1.0, "")
+    found = _over_groups(rule, mode.id, counts, results) or Judged(interval, 1.0, "")
     u = counts.n_unscored
     worst = stats.wilson(counts.n_failed + u, counts.n + u) if u else None
     if worst is not None:
@@ -86,7 +102,14 @@ def _failure_rate(rule: Rule, mode: str, counts: ContextResult, results: Results
             low=min(worst.low, found.interval.low), high=max(worst.high, found.interval.high)
         )
     words = f"{what}, {found.words}" if found.words else what
-    return Measurement(words, *found.interval, counts.n, worst=worst, design_effect=found.design_effect)
+    return Measurement(
+        words,
+        *found.interval,
+        counts.n,
+        worst=worst,
+        design_effect=found.design_effect,
+        caveat=mode.not_interpretable or "",
+    )
 
 
 def _agrees(counts: ContextResult | Proportion, interval: stats.Interval) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+from evalkit.rates import ERROR
 from evalkit.records import FailureModeResult, Proportion, SampleResult
 from evalkit.report import comparators, features, judging, text
 from evalkit.report.methods import seeded_hash
 from evalkit.report.nouns import Column, Findings, Inputs, ModeResults, SampleCard, Table
-from evalkit.results import ERROR
 
 N_WORST = 5
 N_RANDOM = 5

@@ -106,6 +106,32 @@ def test_the_rate_given_knowledge_has_its_own_denominator() -> None:
     assert gate(run, "rate_given_knowledge", failure_mode="x", max=0.9).verdict == "inconclusive"
 
 
+def test_the_rate_given_what_was_stated_has_its_own_denominator() -> None:
+    run = results([mode_result(0, 60).model_copy(update={"given_stated": proportion(2, 40)})])
+    found = gate(run, "rate_given_stated", max=0.20)
+    assert (found.verdict, found.n, found.estimate) == ("pass", 40, 0.05)
+    nobody = results([mode_result(0, 60).model_copy(update={"given_stated": proportion(0, 0)})])
+    assert "no item's stated sample passed" in gate(nobody, "rate_given_stated", max=0.9).reason
+    impossible = proportion(2, 40).model_copy(update={"n_failed": 41})
+    broken = results([mode_result(0, 60).model_copy(update={"given_stated": impossible})])
+    assert "contradicts itself" in gate(broken, "rate_given_stated", max=0.9).reason
+
+
+@pytest.mark.parametrize("metric", ["failure_rate", "rate_given_knowledge", "rate_given_stated"])
+def test_a_rate_that_is_not_interpretable_can_fail_and_never_pass(metric: str) -> None:
+    void = {
+        "not_interpretable": "its capability control c is not passed",
+        "given_knowledge": proportion(0, 60),
+    }
+    run = results([mode_result(0, 60).model_copy(update={**void, "given_stated": proportion(0, 60)})])
+    found = gate(run, metric, max=0.10)
+    assert found.verdict == "inconclusive"
+    assert found.reason.endswith("not interpretable: its capability control c is not passed")
+    bad = {**void, "given_knowledge": proportion(30, 60), "given_stated": proportion(30, 60)}
+    failing_run = results([mode_result(30, 60).model_copy(update=bad)])
+    assert gate(failing_run, metric, max=0.10).verdict == "fail"
+
+
 # ------------------------------------------------------------------------------------------ attribution
 
 
