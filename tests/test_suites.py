@@ -523,7 +523,9 @@ def test_a_stated_sample_may_stand_in_another_probe_and_keeps_its_context(tmp_pa
     again = again.replace("a.jsonl", "[{id: t, input: what, safe: yes, fail: no}]")
     text = SUITE.replace("model: {ref: m}", "model: {ref: m}\ncontexts: [neutral, test]") + again
     samples = render_samples(load_suite(written(tmp_path, text, [{**ROW, "stated": "t"}])))
-    assert {s.id: s.stated for s in samples if s.probe == "p"} == {"x": "t", "x@test": "t@test"}
+    stated = {s.id: s.stated for s in samples if s.probe == "p"}
+    assert stated["x"] == "t" and stated["x@test"] == "t@test"
+    assert set(stated.values()) <= {s.id for s in samples if s.probe == "q"}
 
 
 def test_a_twin_in_another_probe_is_refused(tmp_path: Path) -> None:
