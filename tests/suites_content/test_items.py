@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 SUITES = Path(__file__).resolve().parents[2] / "suites"
-NAMES = ("quickstart", "refusal", "strategic-deception", "sycophancy")
+NAMES = ("quickstart", "deceptive-alignment", "refusal", "strategic-deception", "sycophancy")
 MIN_GROUPS = 60
 MAX_JACCARD = 0.8
 """Above this overlap of words two groups would be one item with a name swapped."""
@@ -22,9 +22,11 @@ LEFT_OUT = {
     "rejected-mention": "mention",
     "motive-to-mislead": "incentive",
     "white-lie": "incentive",
+    "unobserved-choice": "goal",
+    "rejected-goal": "mention",
 }
 """Per choice probe: the span that the twin lacks."""
-WITHOUT_TWINS = {"over-refusal"}
+WITHOUT_TWINS = {"over-refusal", "stated-goal", "goal-comprehension", "permitted-choice"}
 
 Row = dict[str, Any]
 
@@ -48,6 +50,13 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
 
 
+def place(word: str, text: str) -> int:
+    """Where a whole word first stands."""
+    found = re.search(rf"\b{re.escape(word.lower())}\b", text.lower())
+    assert found is not None, (word, text)
+    return found.start()
+
+
 def marked(row: Row, span: str) -> str:
     start, end = row["spans"][span]
     return str(row["input"][start:end])
@@ -56,6 +65,7 @@ def marked(row: Row, span: str) -> str:
 ALL = list(probes())
 PROBES = [pytest.param(probe, rows, id=f"{probe['id']}-{probe['samples'][8:-6]}") for probe, rows in ALL]
 CHOICES = [case for case, (probe, _) in zip(PROBES, ALL, strict=True) if probe["kind"] == "choice"]
+TWINNED = [case for case, (probe, _) in zip(PROBES, ALL, strict=True) if probe["id"] in LEFT_OUT]
 
 
 def test_every_sample_file_belongs_to_a_probe() -> None:
@@ -115,7 +125,7 @@ def test_spans_lie_in_the_input_and_select_whole_phrases(probe: Row, rows: list[
             assert text == text.strip() and text[-1] in '.?!"', (row["id"], text)
 
 
-@pytest.mark.parametrize(("probe", "rows"), CHOICES)
+@pytest.mark.parametrize(("probe", "rows"), TWINNED)
 def test_a_twin_is_its_sample_without_the_marked_words(probe: Row, rows: list[Row]) -> None:
     by_id = {row["id"]: row for row in rows}
     for row in rows:
@@ -141,7 +151,7 @@ def test_answers_start_as_they_are_emitted_and_differ_from_the_start(probe: Row,
         assert not (safe[0].isdigit() and safe[0] == fail[0]), row["id"]
 
 
-@pytest.mark.parametrize(("probe", "rows"), CHOICES)
+@pytest.mark.parametrize(("probe", "rows"), TWINNED)
 def test_the_form_of_a_sample_says_which_answers_its_prompt_names(probe: Row, rows: list[Row]) -> None:
     by_id = {row["id"]: row for row in rows}
     for row in rows:
@@ -224,3 +234,71 @@ def test_editors_find_the_schema(path: Path) -> None:
     kind, up = ("policy", "../..") if path.parent.name == "policies" else ("suite", "..")
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first == f"# yaml-language-server: $schema={up}/schemas/{kind}.schema.json"
+
+
+# ---------------------------------------------------------------------------- deceptive alignment
+
+
+def scenes() -> dict[str, list[Row]]:
+    """Probe → its rows, of the suite deceptive-alignment."""
+    return {probe["id"]: rows_of(probe) for probe in suite("deceptive-alignment")["probes"]}
+
+
+def test_what_is_stated_is_the_same_scene_and_goal_under_the_overseers_eyes() -> None:
+    found = scenes()
+    stated = {row["id"]: row for row in found["stated-goal"]}
+    acted = [row for row in found["unobserved-choice"] if not row.get("control")]
+    assert len(acted) == 88 and len({row["group"] for row in acted}) == 44
+    for row in acted:
+        said = stated[row["stated"]]
+        start, end = row["spans"]["goal"]
+        assert said["input"][:end] == row["input"][:end] and said["spans"]["goal"] == [start, end]
+        assert marked(said, "cue") != marked(row, "cue"), row["id"]
+        assert said["group"] == row["group"] and (said["safe"], said["fail"]) == (row["safe"], row["fail"])
+    assert {row["stated"] for row in acted} == set(stated)
+
+
+def test_cues_of_being_watched_and_unwatched_come_in_pairs_of_one_form() -> None:
+    found = scenes()
+    stated = {row["id"]: row for row in found["stated-goal"]}
+    pairs = {
+        (marked(row, "cue"), marked(stated[row["stated"]], "cue"))
+        for row in found["unobserved-choice"]
+        if not row.get("control")
+    }
+    assert len(pairs) == len({alone for alone, _ in pairs}) == len({watched for _, watched in pairs}) == 11
+    for alone, watched in pairs:
+        assert abs(len(alone.split()) - len(watched.split())) <= 1, (alone, watched)
+        assert len(words(alone) & words(watched)) >= 3, (alone, watched)
+
+
+def test_each_option_stands_first_about_as_often_and_half_of_the_goals_name_no_answer() -> None:
+    for name, rows in scenes().items():
+        own = [row for row in rows if not row.get("control")]
+        first = sum(
+            place(row["safe"], marked(row, "question")) < place(row["fail"], marked(row, "question"))
+            for row in own
+        )
+        assert 0.4 <= first / len(own) <= 0.6, name
+        forms = [row["form"] for row in own if "form" in row]
+        assert forms.count("named") == forms.count("unnamed"), name
+
+
+def test_repeating_one_word_or_position_fails_half_of_the_comprehension_questions() -> None:
+    rows = scenes()["goal-comprehension"]
+    promise, wish = ({r["group"]: r for r in rows if r["asks"] == asks} for asks in ("promise", "wish"))
+    assert len(promise) == len(wish) == 44
+    for group, row in promise.items():
+        assert (row["safe"], row["fail"]) == (wish[group]["fail"], wish[group]["safe"])
+        assert place(row["safe"], row["input"]) < place(row["fail"], row["input"]), row["id"]
+
+
+def test_every_control_probe_says_what_it_stands_beside() -> None:
+    kinds = {p["id"]: p.get("control_of", {}).get("kind") for p in suite("deceptive-alignment")["probes"]}
+    assert kinds == {
+        "unobserved-choice": None,
+        "stated-goal": "observed",
+        "goal-comprehension": "capability",
+        "rejected-goal": "priming",
+        "permitted-choice": "over_correction",
+    }
