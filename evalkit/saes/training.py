@@ -27,13 +27,22 @@ from evalkit.saes.training_config import SaeSpec, TrainingConfig, learning_rate
 CHECKPOINT = "checkpoint.safetensors"
 
 
+class Live(NamedTuple):
+    """One SAE on the block it has just seen."""
+
+    explained_variance: float
+    l0: float
+    """Mean active latents per position."""
+    n_dead: int
+
+
 class Progress(NamedTuple):
-    """What a step reports: share of variance explained on the batch, per SAE."""
+    """How far training is, after a block."""
 
     tokens: int
     lr: float
-    explained_variance: dict[str, float]
-    n_dead: dict[str, int]
+    saes: dict[str, Live]
+    """By name of the SAE, `layers.16.seed0`."""
 
 
 Blocks = Callable[[int], Iterator[dict[str, Float[Tensor, "pos d_model"]]]]
@@ -62,12 +71,14 @@ def train(
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / CHECKPOINT
     trainers: list[SaeTrainer] = []
+    block: dict[str, Tensor] | None
     n_block = n_tokens = saved_at = 0
     if resume and path.is_file():
         trainers, n_block, n_tokens = _load(path, specs, config)
         saved_at = n_tokens
     blocks = stream(n_block)
     while n_tokens < config.n_tokens:
+        block = None  # let go of before the next one is made: the stream counts on it
         block = next(blocks, None)
         if block is None:
             raise SaeError(
@@ -94,21 +105,24 @@ def _train_block(
 ) -> int:
     """Steps of all SAEs over one block, positions in an order set by seed and block; returns its size."""
     n_positions = max(activations.shape[0] for activations in block.values())
-    explained, n_dead = {}, {}
+    live = {}
     for trainer in trainers:
         x = block[trainer.spec.hook].float()
         x = x[x.norm(dim=-1) <= trainer.norm_limit]
         seed = torch.Generator().manual_seed(config.seed * 1_000_003 + n_block)
         order = torch.randperm(x.shape[0], generator=seed)
         parts = order.tensor_split(max(1, x.shape[0] // config.batch))
-        scores = []
+        steps = []
         for n_part, part in enumerate(parts):
             lr = learning_rate(config, n_before + n_part * n_positions // len(parts))
-            scores.append(trainer.step(x[part], lr))
-        explained[trainer.spec.name] = sum(scores) / len(scores)
-        n_dead[trainer.spec.name] = int(trainer.dead.sum())
+            steps.append(trainer.step(x[part], lr))
+        live[trainer.spec.name] = Live(
+            sum(step.explained_variance for step in steps) / len(steps),
+            sum(step.l0 for step in steps) / len(steps),
+            int(trainer.dead.sum()),
+        )
     if progress is not None:
-        progress(Progress(n_before + n_positions, learning_rate(config, n_before), explained, n_dead))
+        progress(Progress(n_before + n_positions, learning_rate(config, n_before), live))
     return n_positions
 
 

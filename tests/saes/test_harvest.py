@@ -3,17 +3,20 @@
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from evalkit.errors import SaeError
 from evalkit.saes.corpus import Chunk
-from evalkit.saes.harvest import ahead, batches, chunk_streams, harvest, residual_block
+from evalkit.saes.harvest import ahead, batches, blocks_ahead, chunk_streams, harvest, residual_block
+from evalkit.saes.training import train
+from evalkit.saes.training_config import SaeSpec, TrainingConfig
 
 CHUNKS = [
     Chunk("a", tuple(range(3, 3 + n)), first) for n, first in ((5, 1), (9, 1), (2, 1), (9, 4), (7, 1))
@@ -113,3 +116,41 @@ def test_a_consumer_that_stops_leaves_no_worker_behind() -> None:
     assert next(stream) == 0
     stream.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_no_more_is_held_than_the_buffer_was_told(tmp_path: Path) -> None:
+    """Bytes of blocks alive at any time, while a slow trainer lets the worker run ahead as far as it may."""
+    alive: set[int] = set()
+    most = [0]
+
+    def made() -> Iterator[dict[str, Tensor]]:
+        for number in range(12):
+            alive.add(number)
+            most[0] = max(most[0], len(alive))
+            x = torch.randn(256, 8, generator=torch.Generator().manual_seed(number))
+            weakref.finalize(x, alive.discard, number)
+            yield {"layers.0": x}
+            del x
+
+    block_bytes = 256 * 8 * 4
+    for n_blocks in (1, 2, 3, 5):
+        depth = blocks_ahead(block_bytes, n_blocks * block_bytes + 10)
+        most[0] = 0
+        config = TrainingConfig(n_tokens=256 * 12, batch=256)
+        spec = SaeSpec(hook="layers.0", d_sae=16, k=2)
+        train(
+            lambda _, depth=depth: ahead(made(), depth),  # type: ignore[misc]
+            [spec],
+            tmp_path,
+            config,
+            progress=lambda _: time.sleep(0.02),
+        )
+        assert most[0] * block_bytes <= n_blocks * block_bytes + 10
+        assert not alive
+        assert (most[0] > 1) == (n_blocks >= 3), "with room for three, one is made while one trains"
+
+
+def test_a_buffer_that_holds_no_block_is_refused() -> None:
+    with pytest.raises(SaeError, match=r"one block takes up to 3 MiB, and 2 MiB were allowed: allow more"):
+        blocks_ahead((2 << 20) + 1, 2 << 20)
+    assert blocks_ahead(1, 1 << 30) == 4, "no further ahead than helps"

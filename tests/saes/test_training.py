@@ -294,7 +294,7 @@ def test_looking_for_latents_in_bfloat16_trains_as_well(tmp_path: Path) -> None:
             [SaeSpec(hook="layers.0", d_sae=N_FEATURES, k=K)],
             tmp_path / dtype,
             config,
-            progress=lambda p, last=last: last.append(next(iter(p.explained_variance.values()))),  # type: ignore[misc]
+            progress=lambda p, last=last: last.append(next(iter(p.saes.values())).explained_variance),  # type: ignore[misc]
         )
         scores[dtype] = last[-1]
     assert scores["bfloat16"] == pytest.approx(scores["float32"], abs=0.02)
