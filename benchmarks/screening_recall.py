@@ -4,11 +4,13 @@ Truth: the exact ablation of *every* active feature, at every hook, one at a tim
 1. behaviour of two suites on the default model; failures drawn by a seeded hash, all of them `choice`;
 2. for each of 50 failures, every active feature of the last 16 positions is ablated exactly; for five
    failures, every active feature of every decomposed position;
-3. recall: the share of the true top 10 (largest |exact effect|) among the `confirm` shortlisted nodes.
+3. recall: the share of the true top 10 (largest |exact effect|) among the `confirm` shortlisted nodes, for
+   the half of the failures (by a hash) on which the shortlist's turns were chosen, and for the other half.
 
     python benchmarks/screening_recall.py --out /tmp/screening [--limit N]
 
-Each failure is written when it is done, and a second call goes on with the rest.
+The truth of each failure is written when it is measured, and a second call goes on with the rest; the
+shortlist is drawn up again by every call.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,10 +31,11 @@ from evalkit.attribution.certify import Change, Setting
 from evalkit.attribution.shortlist import Table, shortlist
 from evalkit.failures import failure_cases
 from evalkit.planning import Options, Prepared
+from evalkit.saes.coder import Sae
 
 SUITES = ("suites/sycophancy.yaml", "suites/strategic-deception.yaml")
 N_FAILURES, N_EXHAUSTIVE, LAST, TOP = 50, 5, 16, 10
-CONFIRM = (8, 12, 16, 24, 32, 64)
+CONFIRM = (8, 12, 16, 20, 24, 32, 40, 64)
 
 
 class Job(NamedTuple):
@@ -56,13 +59,15 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     jobs = list(_jobs(args.out))[: args.limit]
+    rows = []
     for n, job in enumerate(jobs):
         file = args.out / f"{job.name}.json"
+        captured = _capture(job)
         if not file.exists():
-            file.write_text(json.dumps(measure(job)))
+            file.write_text(json.dumps({"exact": measure(captured)}))
             print(f"{n + 1}/{len(jobs)} {job.name}", flush=True)
-    done = [json.loads((args.out / f"{j.name}.json").read_text()) for j in jobs]
-    print(table(done))
+        rows.append(_row(job, captured, json.loads(file.read_text())["exact"]))
+    print(table(rows))
 
 
 def _jobs(out: Path) -> Iterator[Job]:
@@ -80,34 +85,49 @@ def _jobs(out: Path) -> Iterator[Job]:
     yield from (Job(p, c, False) for p, c in found[:N_FAILURES])
 
 
-def measure(job: Job) -> dict[str, object]:
-    """Exact effect of every active feature, and the rank that each shortlist gives to the true top."""
+class Captured(NamedTuple):
+    """A failure ready to be changed, and its candidates."""
+
+    bench: Bench
+    tables: list[Table]
+    saes: Mapping[str, Sae]
+
+    @property
+    def nodes(self) -> list[tuple[int, int]]:
+        """(table, row) of every feature that fires."""
+        return [(t, r) for t, own in enumerate(self.tables) for r in np.flatnonzero(own.value).tolist()]
+
+
+def _capture(job: Job) -> Captured:
     prepared, case = job.prepared, job.case
     probe = prepared.probes[case.sample.probe]
     bench = make_bench(prepared.model, probe, [case], prepared.prompts, prepared.saes, prepared.plan.seed)
     first = 0 if job.all_positions else len(case.prompt.ids) - LAST
-    tables = [_from(t, first) for t in tabulate_all(bench, prepared.saes)[0]]
-    nodes = [(t, row) for t in range(len(tables)) for row in np.flatnonzero(tables[t].value != 0).tolist()]
-    effect = effects_of(bench, prepared.saes, [_ablate(bench, tables[t], row) for t, row in nodes])
-    exact = dict(zip(nodes, effect, strict=True))
-    truth = sorted(nodes, key=lambda n: (-abs(exact[n]), n))[:TOP]
-    hits = {}
-    for confirm in CONFIRM:
-        listed = {(p.table, p.row) for p in shortlist(tables, confirm)}
-        hits[str(confirm)] = sum(n in listed for n in truth)
-    estimate = [float(tables[t].ablation[row]) for t, row in nodes]
-    frozen = [float(tables[t].ablation_frozen[row]) for t, row in nodes]
-    return {
-        "sample": case.sample.id,
-        "all_positions": job.all_positions,
-        "n_nodes": len(nodes),
-        "margin_nats": bench.margin(0),
-        "top_nats": [exact[n] for n in truth],
-        "hits": hits,
-        "exact": effect,
-        "estimate": estimate,
-        "estimate_frozen": frozen,
-    }
+    return Captured(bench, [_from(t, first) for t in tabulate_all(bench, prepared.saes)[0]], prepared.saes)
+
+
+def measure(captured: Captured) -> list[float]:
+    """The exact effect of each of `nodes`, nats."""
+    changes = [_ablate(captured.bench, captured.tables[t], row) for t, row in captured.nodes]
+    return effects_of(captured.bench, captured.saes, changes)
+
+
+class Row(NamedTuple):
+    """How many of one failure's true top ten each shortlist holds."""
+
+    all_positions: bool
+    development: bool
+    n_nodes: int
+    hits: list[int]
+    """One per `CONFIRM`."""
+
+
+def _row(job: Job, captured: Captured, exact: Sequence[float]) -> Row:
+    effect = dict(zip(captured.nodes, exact, strict=True))
+    truth = set(sorted(effect, key=lambda n: (-abs(effect[n]), n))[:TOP])
+    hits = [len(truth & {(p.table, p.row) for p in shortlist(captured.tables, n)}) for n in CONFIRM]
+    even = int(hashlib.sha256(job.case.sample.id.encode()).hexdigest(), 16) % 2 == 0
+    return Row(job.all_positions, even, len(effect), hits)
 
 
 def _from(table: Table, first: int) -> Table:
@@ -126,17 +146,21 @@ def _ablate(bench: Bench, table: Table, row: int) -> Change:
     return Change(0, (Setting(table.hook, position, int(table.feature[row]), 0.0),))
 
 
-def table(done: Sequence[dict]) -> str:
+def table(rows: Sequence[Row]) -> str:
+    """Recall per set of failures and `confirm`, as Markdown."""
+    sets = {
+        f"last {LAST}, half that chose the turns": [r for r in rows if not r.all_positions and r.development],
+        f"last {LAST}, other half": [r for r in rows if not r.all_positions and not r.development],
+        f"last {LAST}, all": [r for r in rows if not r.all_positions],
+        "all decomposed": [r for r in rows if r.all_positions],
+    }
     lines = ["| positions | failures | nodes ablated | " + " | ".join(f"confirm {c}" for c in CONFIRM) + " |"]
     lines.append("|---" * (3 + len(CONFIRM)) + "|")
-    for everywhere, name in ((False, f"last {LAST}"), (True, "all decomposed")):
-        rows = [d for d in done if d["all_positions"] is everywhere]
-        if rows:
-            shares = [sum(d["hits"][str(c)] for d in rows) / (TOP * len(rows)) for c in CONFIRM]
-            n_nodes = sum(d["n_nodes"] for d in rows)
-            lines.append(
-                f"| {name} | {len(rows)} | {n_nodes} | " + " | ".join(f"{s:.3f}" for s in shares) + " |"
-            )
+    for name, mine in sets.items():
+        if mine:
+            shares = [sum(r.hits[n] for r in mine) / (TOP * len(mine)) for n in range(len(CONFIRM))]
+            cells = [name, len(mine), sum(r.n_nodes for r in mine), *(f"{s:.3f}" for s in shares)]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 

@@ -142,7 +142,7 @@ def attribute_batch(
             case.sample.id,
             bench.margin(n),
             with_stand_ins(
-                _attribution(bench, n, tables[n], [*certified[n], *redundant[n].beyond], edges[n], spec),
+                _attribution(bench, n, tables[n], certified[n], redundant[n].beyond, edges[n], spec),
                 redundant[n].groups,
             ),
             ledger[n],
@@ -329,7 +329,8 @@ def _stand_ins(
 ) -> list[_Redundant]:
     """Per case, nodes that stand in for each other, with ledger lines.
 
-    Those beyond the shortlist are listed and join no circuit: controls have no such second chance.
+    Those beyond the shortlist are listed without exact effects of their own (`confirm` counts those) and join
+    no circuit: controls have no such second chance.
     """
     searched = []
     for n, own in enumerate(tables):
@@ -629,19 +630,24 @@ def _attribution(
     n: int,
     tables: Sequence[Table],
     certified: Sequence[Certified],
+    beyond: Sequence[Certified],
     found: Found,
     spec: AttributionSpec,
 ) -> Attribution:
+    """Nodes with exact effects are at most `confirm`: stand-ins beyond keep theirs in the ledger."""
     case = bench.cases[n]
     exact = {c.key: c for c in certified}
     listed = shortlist(tables, max(spec.max_nodes, spec.confirm))
     nodes = [_node(case, tables[p.table], p.row, exact) for p in listed]
     named = {d.id for d in nodes}
     nodes += [_node(case, c.table, c.row, exact) for c in certified if node_id(c) not in named]
+    stand_ins = {node_id(c): _node(case, c.table, c.row, exact) for c in beyond}
+    nodes = [d for d in nodes if d.id not in stand_ins]
     nodes.sort(
         key=lambda d: (-abs(d.confirmed_nats or 0.0), -abs(d.effect_nats), d.hook, d.position, d.feature)
     )
     kept = [d for d in nodes if d.confirmed_nats is not None]
+    kept += stand_ins.values()
     kept += [d for d in nodes if d.confirmed_nats is None][: max(spec.max_nodes - len(kept), 0)]
     errors = [
         ErrorNode(

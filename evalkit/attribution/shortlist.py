@@ -8,7 +8,10 @@ For one failure, one hook, and its decomposed positions (DESIGN §5, "Shortlist 
 4. identity: Σ a·⟨w, g⟩ + Σ ⟨error, g⟩ + Σ ⟨b_dec, g⟩ = Σ ⟨x, g⟩, asserted at every hook.
 5. where a prompt has segments (frames of sound), estimates are summed over a segment: a node is then a
    feature over several positions, its activation the largest of them;
-6. shortlist: each estimator's best in turn, over all hooks, until `confirm` nodes are found.
+6. shortlist: each ranking's best in turn, over all hooks, until `confirm` nodes are found (`TURNS`). Besides
+   the estimators, the feature that makes up most of the last position's stream at each hook is a ranking of
+   its own: switching it off is no small change, and there both gradients can miss the sign
+   (benchmarks/results/screening_recall.md).
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ from evalkit.circuits import in_turn
 from evalkit.saes.coder import Sae
 
 PAIRS_PER_CHUNK = 1 << 14  # chosen: 16,384 gathered rows of d = 576 hold 38 MB
+TURNS = (
+    "contrast", "ablation", "ablation_frozen", "largest", "ablation", "ablation_frozen", "contrast_frozen",
+)  # fmt: skip
+"""Whose best candidate is taken next. Chosen on half of the failures of benchmarks/screening_recall.py, and
+so that the saturated cause of calibration's `crowd`, which only contrast ranks, keeps its place."""
 IDENTITY_TOLERANCE = 1e-4  # chosen: float32 rounding of sums of some thousand terms, relative
 
 
@@ -68,6 +76,8 @@ class Table(NamedTuple):
     contrast: NDArray[np.float64] | None
     """Estimated effect of moving to the baseline, averaged over contrast samples, nats."""
     contrast_frozen: NDArray[np.float64] | None
+    final_share: NDArray[np.float64]
+    """|value| · ‖decoder row‖ / ‖stream‖ at the last decomposed position; zero elsewhere and in segments."""
     errors: dict[int, float]
     """First position of a segment → nats; without segments, every position is its own."""
     excluded: tuple[int, ...]
@@ -87,11 +97,12 @@ class Table(NamedTuple):
             (int(c.position[i]), float(c.value[i]), c.baselines[i]) for i in np.flatnonzero(c.node == row)
         ]
 
-    @property
-    def estimators(self) -> list[NDArray[np.float64]]:
-        """Each ranks candidates for the shortlist."""
-        columns = (self.ablation, self.ablation_frozen, self.contrast, self.contrast_frozen)
-        return [c for c in columns if c is not None]
+    def sizes(self, ranking: str) -> NDArray[np.float64]:
+        """By what one of `TURNS` ranks candidates: larger comes first, zero is left out."""
+        if ranking == "largest":
+            return np.where(self.final_share == self.final_share.max(initial=0.0), self.final_share, 0.0)
+        column: NDArray[np.float64] | None = getattr(self, ranking)
+        return np.zeros(len(self.feature)) if column is None else np.abs(column)
 
 
 def tabulate(
@@ -143,6 +154,7 @@ def tabulate(
         ablation_frozen=(value * slope_frozen).numpy(),
         contrast=None if move is None else (move * slope).numpy(),
         contrast_frozen=None if move is None else (move * slope_frozen).numpy(),
+        final_share=_final_share(sae, x, value, at, feature).numpy(),
         errors=dict(enumerate(errors.tolist())),
         excluded=tuple(p for p, d in enumerate(decomposed) if not d),
         identity_gap=gap,
@@ -182,6 +194,7 @@ def pooled(table: Table, segments: Sequence[int]) -> Table:
         ablation_frozen=summed(table.ablation_frozen),
         contrast=None if table.contrast is None else summed(table.contrast),
         contrast_frozen=None if table.contrast_frozen is None else summed(table.contrast_frozen),
+        final_share=np.zeros(n),
         errors=errors,
         cells=Cells(node, table.position, table.value, table.baselines),
         lengths=lengths,
@@ -196,9 +209,9 @@ class Place(NamedTuple):
 
 
 def shortlist(tables: Sequence[Table], n: int) -> list[Place]:
-    """The best `n` candidates over all hooks: each estimator's best in turn.
+    """The best `n` candidates over all hooks: each ranking's best in turn (longer lists begin alike).
 
-    Ties break by (hook, position, feature). Candidates whose estimates are all zero are left out.
+    Ties break by (hook, position, feature). Candidates that no ranking puts above zero are left out.
     """
     starts = np.cumsum([0, *(len(t.feature) for t in tables)])
     if starts[-1] == 0:
@@ -207,11 +220,21 @@ def shortlist(tables: Sequence[Table], n: int) -> list[Place]:
     feature = np.concatenate([t.feature for t in tables])
     hook = np.repeat(np.arange(len(tables)), np.diff(starts))
     rankings = []
-    for column in zip(*(t.estimators for t in tables), strict=True):
-        size = np.abs(np.concatenate(column))
+    for ranking in TURNS:
+        size = np.concatenate([t.sizes(ranking) for t in tables])
         order = np.lexsort((feature, position, hook, -size))
         rankings.append([int(i) for i in order[: n * 4] if size[i] > 0])
     return [Place(int(hook[i]), int(i - starts[hook[i]])) for i in in_turn(rankings, n)]
+
+
+def _final_share(sae: Sae, x: Tensor, value: Tensor, at: Tensor, feature: Tensor) -> Tensor:
+    """`Table.final_share` in float64."""
+    share = torch.zeros(len(at), dtype=torch.float64)
+    mine = at == len(x) - 1
+    if mine.any():
+        norms = sae.W_dec[feature[mine]].float().norm(dim=-1) * sae.output_scale(x[-1])
+        share[mine] = value[mine].abs() * (norms / x[-1].norm()).double()
+    return share
 
 
 def _slopes(sae: Sae, x: Tensor, g: Tensor, at: Tensor, feature: Tensor) -> Float[Tensor, "candidate"]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from evalkit.attribution.attribute import Attributed, Coders, attribute_batch
 from evalkit.attribution.cases import Case, Contrast, align, choose_contrast
-from evalkit.attribution.shortlist import pooled, tabulate
+from evalkit.attribution.shortlist import Place, pooled, shortlist, tabulate
 from evalkit.circuits import in_turn
 from evalkit.models.resolve import resolve_model
 from evalkit.models.text import TextModel, open_text_model
@@ -294,6 +295,24 @@ def necessity(record: InterventionRecord, kind: str) -> bool:
 def test_estimators_take_turns_until_the_list_is_full() -> None:
     assert in_turn([[1, 2, 3], [3, 2, 9]], 3) == [1, 3, 2]
     assert in_turn([[1], [1]], 5) == [1]
+
+
+def test_the_largest_part_of_the_final_stream_is_measured_whatever_its_estimate() -> None:
+    g = torch.Generator().manual_seed(3)
+    stream, gradient = (torch.randn(9, 32, generator=g) for _ in range(2))
+    sae = topk("layers.1", 1)
+    [values] = sae.encode(stream[-1:])
+    stream[-1] += 3 * float(values.max()) * sae.W_dec[int(values.argmax())]
+    largest = int(sae.encode(stream[-1:]).argmax())
+    gradient[-1] -= gradient[-1] @ sae.W_dec[largest] * sae.W_dec[largest]  # its estimates are zero
+    table = tabulate(sae, stream, gradient, gradient * 0.5, [False] + [True] * 8, [])
+    [row] = np.flatnonzero((table.position == 8) & (table.feature == largest))
+    assert np.abs(table.ablation).argsort().tolist().index(row) < len(table.feature) // 2
+    listed = shortlist([table], 5)
+    assert Place(0, int(row)) in listed
+    assert shortlist([table], 9)[:5] == listed, "a longer list begins with a shorter one"
+    pooled_rows = shortlist([pooled(table, [0, 1, 1, 1, 2, 2, 3, 3, 3])], 5)
+    assert len(pooled_rows) == 5, "segments are ranked by their estimates alone"
 
 
 def test_the_twin_is_the_contrast_only_if_it_passed() -> None:

@@ -47,7 +47,7 @@ def test_members_are_certified_and_the_joint_ablation_stands_in_the_ledger() -> 
     for a in done:
         members = [n for n in a.attribution.nodes if n.redundant_with]
         assert len(members) == 4
-        assert all(abs(n.confirmed_nats or 9) < 0.05 for n in members)
+        assert all(n.confirmed_nats is None or abs(n.confirmed_nats) < 0.05 for n in members)
         alone = {r.nodes for r in a.interventions if r.purpose in ("certify", "joint") and r.size == 1}
         assert {(n.id,) for n in members} <= alone
         joint = [r for r in a.interventions if r.purpose == "joint" and r.size > 1]
@@ -67,6 +67,8 @@ def test_a_stand_in_beyond_the_shortlist_is_named_and_joins_no_circuit(
         assert len(certified) == 2 and named - certified
         switched = {i for r in a.interventions if r.purpose == "necessity" for i in r.nodes if "/f" in i}
         assert switched and switched <= certified
+        assert {n.id for n in a.attribution.nodes if n.confirmed_nats is not None} == certified
+        assert all(n.joint_nats is not None for n in a.attribution.nodes if n.id in named)
 
 
 @pytest.mark.parametrize("wiring", [MOVED, CONJUNCTION, CORRELATE, PARALLEL, NULL], ids=lambda w: w.name)
