@@ -142,9 +142,21 @@ class TextModel:
         roles = _roles(sample, text, encoded["offset_mapping"])
         return Prompt(ids, text, tuple(self.tokenizer.decode([i]) for i in ids), roles)
 
-    def encode_answer(self, text: str) -> tuple[int, ...]:
-        """Tokens of a continuation; nothing is added and nothing is stripped."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def encode_answer(self, text: str, after: Prompt | None = None) -> tuple[int, ...]:
+        """Tokens of a continuation; nothing is added and nothing is stripped.
+
+        Args:
+            after: the prompt that it continues. Both are read as one text, so that a tokenizer which marks
+                the beginning of a text does not mark the answer's; where that would change the prompt's own
+                tokens (a merge across the boundary), the answer is read alone.
+        """
+        alone = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if after is None or not text:
+            return alone
+        both = self.tokenizer([after.text, after.text + text], add_special_tokens=False)["input_ids"]
+        before, whole = map(tuple, both)
+        joined = whole[len(before) :]
+        return joined if joined and whole[: len(before)] == before else alone
 
     def _prompt_text(self, sample: Sample) -> tuple[str, bool]:
         if sample.raw or not self.tokenizer.chat_template:

@@ -44,7 +44,7 @@ class ChoiceProbe:
     def _respond_from(
         self, model: TextModel, run: Run, samples: Sequence[Sample], prompts: Sequence[Prompt]
     ) -> list[Response]:
-        pairs = [p for s in samples if (p := self.pair(model, s, None, None)) is not None]
+        pairs = [_answers(model, s, p) for s, p in zip(samples, prompts, strict=True)]
         log_p = log_p_of_pairs(model, run, pairs).tolist()
         return [
             Response(
@@ -65,8 +65,7 @@ class ChoiceProbe:
         self, model: TextModel, sample: Sample, response: Response | None, twin: Response | None
     ) -> Pair | None:
         """The two answers."""
-        assert sample.fail is not None and sample.safe is not None  # suites.py checked it
-        return Pair(model.encode_answer(sample.fail), model.encode_answer(sample.safe))
+        return _answers(model, sample, model.encode(sample))
 
     def rescore(
         self, model: TextModel, run: Run, samples: Sequence[Sample], prompts: Sequence[Prompt], seed: int
@@ -75,3 +74,8 @@ class ChoiceProbe:
         with torch.no_grad():
             responses = self._respond_from(model, run, samples, prompts)
         return [self.scorer.score(s, r) for s, r in zip(samples, responses, strict=True)]
+
+
+def _answers(model: TextModel, sample: Sample, prompt: Prompt) -> Pair:
+    assert sample.fail is not None and sample.safe is not None  # suites.py checked it
+    return Pair(model.encode_answer(sample.fail, prompt), model.encode_answer(sample.safe, prompt))

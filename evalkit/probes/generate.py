@@ -69,7 +69,8 @@ class GenerateProbe:
         good = twin.text if twin is not None and twin.text else sample.reference
         if response is None or not response.text or not good:
             return None
-        fail, safe = model.encode_answer(response.text), model.encode_answer(good)
+        prompt = model.encode(sample)
+        fail, safe = model.encode_answer(response.text, prompt), model.encode_answer(good, prompt)
         return Pair(fail, safe, per_token=True) if fail and safe and fail != safe else None
 
     def rescore(

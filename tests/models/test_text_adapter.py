@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from evalkit.errors import ModelError, SuiteError
 from evalkit.models.norms import frozen_scales, scales_held
 from evalkit.models.resolve import resolve_model
-from evalkit.models.text import TextModel, open_text_model
+from evalkit.models.text import Prompt, TextModel, open_text_model
 from evalkit.records import ChatMessage, Sample
 
 TEXTS = (
@@ -59,6 +61,25 @@ def test_log_probabilities_equal_one_plain_forward(model: TextModel) -> None:
         logits = model.module(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
         expected = sum(logits[len(prompt) - 1 + n, t] for n, t in enumerate(answer))
     assert got.item() == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_an_answer_is_read_as_the_prompts_continuation(model: TextModel) -> None:
+    inner = Tokenizer(models.BPE(unk_token=None))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    trainer = trainers.BpeTrainer(initial_alphabet=list("▁ABPaehirst:"), vocab_size=40)
+    inner.train_from_iterator(["Paris", "▁Paris"] * 9, trainer)
+    marking = TextModel(model.module, PreTrainedTokenizerFast(tokenizer_object=inner), model.record)
+    prompt = Prompt(tuple(inner.encode("Paris:").ids), "Paris:", (), ())
+
+    def words(ids: tuple[int, ...]) -> str:
+        return "".join(map(inner.id_to_token, ids))
+
+    assert words(marking.encode_answer("Paris")) == "▁Paris"
+    assert words(marking.encode_answer("Paris", prompt)) == "Paris"
+    assert words(marking.encode_answer(" Paris", prompt)) == "▁Paris"
+    merging = Prompt(tuple(inner.encode("Pa").ids), "Pa", (), ())
+    assert inner.encode("Paris").ids[: len(merging.ids)] != list(merging.ids)
+    assert words(marking.encode_answer("ris", merging)) == "▁ris", "a merge would change the prompt"
 
 
 def test_generated_text_does_not_depend_on_the_batch(model: TextModel) -> None:
