@@ -9,9 +9,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from scipy import stats as _scipy
 
 LEVEL = 0.95
+DRAWS = 4000
+"""Chosen: a percentile at 2.5 % then rests on a hundred draws."""
 
 
 class Interval(NamedTuple):
@@ -210,6 +213,24 @@ def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval | N
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     half = float(_scipy.t.ppf(0.5 + level / 2, n - 1)) * spread
     return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap_ratio(parts: Sequence[tuple[float, float]], level: float = LEVEL) -> Interval | None:
+    """Percentile interval of Σa / Σb over units drawn again with replacement, seeded.
+
+    None below two units, or if all units have the same ratio: their spread is then unknown, not zero.
+
+    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; for error rates of
+    speech, Bisani & Ney 2004, ICASSP.
+    """
+    if len({a / b for a, b in parts}) < 2:
+        return None
+    values = np.array(parts)
+    draws = np.random.default_rng(0).integers(len(parts), size=(DRAWS, len(parts)))
+    sums = values[draws].sum(1)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.5 - level / 2, 0.5 + level / 2])
+    whole = values.sum(0)
+    return Interval(float(whole[0] / whole[1]), float(low), float(high))
 
 
 def signed_rank(differences: Sequence[float]) -> float:

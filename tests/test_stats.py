@@ -255,3 +255,18 @@ def test_the_signed_rank_test_equals_counting_all_signs(sizes: list[int], signs:
 
 def test_the_signed_rank_test_without_any_difference_is_one() -> None:
     assert stats.signed_rank([0.0, 0.0]) == 1.0 == stats.signed_rank([])
+
+
+def test_bootstrap_ratio_agrees_with_scipy_and_knows_when_it_knows_nothing() -> None:
+    rng = np.random.default_rng(3)
+    words = rng.integers(5, 20, 30).astype(float)
+    errors = rng.binomial(words.astype(int), 0.2).astype(float)
+    found = stats.bootstrap_ratio(list(zip(errors, words, strict=True)))
+    other = scipy_stats.bootstrap(
+        (errors, words), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, method="percentile",
+        vectorized=True, n_resamples=9999, rng=1,
+    ).confidence_interval  # fmt: skip
+    assert found is not None
+    assert found == pytest.approx((errors.sum() / words.sum(), other.low, other.high), abs=0.006)
+    assert stats.bootstrap_ratio([(0.0, 9.0), (0.0, 12.0)]) is None
+    assert stats.bootstrap_ratio([(1.0, 4.0)]) is None

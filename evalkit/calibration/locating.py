@@ -18,7 +18,8 @@ from evalkit.calibrated import FrameFigures
 from evalkit.calibration.frames import FAIL, HOOK, N_FRAMES, SAFE, CompiledFrames, clip, compile_frames
 from evalkit.calibration.measuring import MINIMUM_NATS, SIZES, SPEC, TOLERANCE_NATS
 from evalkit.digests import digest_bytes
-from evalkit.models.audio import AudioModel, Clip
+from evalkit.models.audio import AudioModel
+from evalkit.models.frames import Clip
 from evalkit.probes.choice import ChoiceProbe
 from evalkit.probes.pairs import Pair
 from evalkit.records import AnswerTemplates, ModelRecord, Node, ProbeSpec, Sample

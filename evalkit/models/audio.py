@@ -3,9 +3,11 @@
 The same verbs as `models.text`, on windows of sound:
 
 1. `read` computes the log-mel spectrogram, the encoder and the decoder's opening tokens, and keeps the
-   streams asked for.
+   streams asked for. A clip is encoded once, alone, and its streams are remembered, so that they do not
+   depend on the batch or on what was read before.
 2. `rerun` recomputes the encoder's blocks above a hook with the stream changed at one or more hooks. The
-   encoder looks both ways, so every frame above the change is computed again.
+   encoder looks both ways, so every frame above the change is computed again; what lies above the last
+   block looks at one frame only, and only changed frames are.
 3. `log_p` and `write` continue from either: a teacher-forced decoder, or a new transcript.
 
 Hooks: `encoder.layers.N` (one position per 20 ms frame) and `decoder.layers.N` (the opening tokens). A
@@ -15,9 +17,10 @@ model and are False in `mask`, so that no SAE decomposes them.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,58 +34,13 @@ from transformers.utils import logging as transformers_logging
 
 from evalkit.errors import ModelError, SuiteError
 from evalkit.models.adapter import PADDING, Edit
+from evalkit.models.frames import FRAME_SAMPLES, SAMPLE_RATE_HZ, Clip, Frames, segments_of
 from evalkit.models.resolve import ResolvedModel
 from evalkit.records import ModelRecord, Sample
+from evalkit.sound import pcm_sha256
 
-FRAME_SAMPLES = 320
-"""Samples per encoder position: a hop of 160 (10 ms at 16 kHz) and a convolution of stride 2."""
-SAMPLE_RATE_HZ = 16_000
-SEGMENT_FRAMES = 10
-"""Chosen: a node is a feature over 200 ms. One 20 ms frame moves a transcript too little to be measured;
-a syllable lasts about 200 ms."""
-_FULL_SCALE = 32768.0
-
-
-class Frames(Sequence[bytes]):
-    """A clip's 16-bit samples, one item per encoder frame; frames beyond its end are its padding."""
-
-    def __init__(self, pcm: NDArray[np.int16], n_frames: int) -> None:
-        self.pcm = pcm
-        self.n_frames = n_frames
-        self.n_filled = min(-(-len(pcm) // FRAME_SAMPLES), n_frames)
-
-    def __len__(self) -> int:
-        return self.n_frames
-
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
-    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.n_frames))]
-        if not -self.n_frames <= index < self.n_frames:
-            raise IndexError(index)
-        at = index % self.n_frames
-        if at >= self.n_filled:  # padding pairs with padding of the same place only
-            return at.to_bytes(2, "big")
-        return self.pcm[at * FRAME_SAMPLES : (at + 1) * FRAME_SAMPLES].tobytes()
-
-    def wave(self) -> Float[Tensor, "sample"]:
-        """Samples in −1..1."""
-        return torch.from_numpy(self.pcm.astype(np.float32) / _FULL_SCALE)
-
-
-class Clip(NamedTuple):
-    """A sample's sound as the model reads it."""
-
-    ids: Frames
-    text: str
-    tokens: tuple[str, ...]
-    """The time at which each frame begins, in seconds."""
-    roles: tuple[str, ...]
-    """Per frame: a span's name, `clip`, or `padding`."""
-    segments: tuple[int, ...]
+REMEMBERED_BYTES = 512 << 20
+"""Chosen: the encoder streams of fifty clips of the smallest model."""
 
 
 class Heard(NamedTuple):
@@ -142,6 +100,8 @@ class AudioModel:
         filters = torch.from_numpy(np.asarray(extractor.mel_filters)).float()
         self._filters = filters.to(self.device)
         self._hann = torch.hann_window(extractor.n_fft, device=self.device)
+        self._encoded: OrderedDict[str, list[Tensor]] = OrderedDict()
+        """Digest of a clip → its stream after every encoder block; the least recently used first."""
 
     # -- hooks ------------------------------------------------------------------------------------
 
@@ -198,7 +158,7 @@ class AudioModel:
             f"{name}, {len(pcm) / SAMPLE_RATE_HZ:.2f} s",
             tuple(f"{at * frame_ms / 1000:.2f} s" for at in range(self.n_frames)),
             tuple(roles),
-            _segments(roles),
+            segments_of(roles),
         )
 
     def encode_answer(self, text: str) -> tuple[int, ...]:
@@ -231,43 +191,61 @@ class AudioModel:
             hooks: streams to keep.
             grad: keep the graph from the lowest hook on; parameters are frozen in any case.
         """
-        with torch.no_grad():
-            width = max(max(len(p.pcm) for p in prompts), 1)
-            waves = torch.stack([F.pad(p.wave(), (0, width - len(p.pcm))) for p in prompts])
-            mel = self.log_mel(waves.to(self.device))
+        encoded = [self._encode(p) for p in prompts]
         mask = torch.zeros(len(prompts), self.n_frames, dtype=torch.bool, device=self.device)
         for row, prompt in enumerate(prompts):
             mask[row, : prompt.n_filled] = True
-        return self.hear(mel, mask, hooks, grad=grad)
-
-    def hear(
-        self,
-        mel: Float[Tensor, "batch mel time"],
-        mask: Bool[Tensor, "batch pos"],
-        hooks: Sequence[str] = (),
-        *,
-        grad: bool = False,
-        from_mel: bool = False,
-    ) -> Heard:
-        """Run spectrograms; with `from_mel` the graph begins at `mel` (for gradients of the sound)."""
-        lowest = min((self.layer_of(h) for h in hooks), default=None)
-        streams: dict[str, Tensor] = {}
+        lowest = min(hooks, key=self.layer_of, default=None)
+        top = self.n_encoder - 1
+        start = min(self.layer_of(lowest), top) if grad and lowest is not None else top
+        known = {h: place for h in hooks if (place := self.layer_of(h)) <= start}
+        streams = {h: torch.stack([e[place] for e in encoded]) for h, place in known.items()}
 
         def keep(hook: str) -> Edit:
             def edit(x: Tensor) -> Tensor:
-                if grad and not from_mel and self.layer_of(hook) == lowest:
-                    x = x.detach().requires_grad_()
-                streams[hook] = x
-                return x
+                streams[hook] = x.detach().requires_grad_() if grad and hook == lowest else x
+                return streams[hook]
 
             return edit
 
         with torch.set_grad_enabled(grad):
-            x = F.gelu(self.encoder.conv1(mel.to(self.encoder.conv1.weight.dtype)))
-            x = F.gelu(self.encoder.conv2(x)).transpose(1, 2)
-            x = x + self.encoder.embed_positions.weight
-            logits, cache = self._above(x, 0, [(h, keep(h)) for h in hooks])
+            x = torch.stack([e[start] for e in encoded])
+            if grad and lowest in known:
+                x = keep(lowest)(x)
+            above = [(h, keep(h)) for h in hooks if h not in known]
+            logits, cache = self._above(x, start + 1, above)
         return Heard(logits, cache, mask, streams)
+
+    def hear(self, mel: Float[Tensor, "batch mel time"], mask: Bool[Tensor, "batch pos"]) -> Heard:
+        """Run spectrograms with a graph that begins at them, for gradients of the sound."""
+        logits, cache = self._above(self._embed(mel), 0, [])
+        return Heard(logits, cache, mask, {})
+
+    def _encode(self, frames: Frames) -> list[Float[Tensor, "pos d_model"]]:
+        """The clip's stream after every encoder block; remembered up to `REMEMBERED_BYTES`."""
+        key = pcm_sha256(frames.pcm)
+        if key not in self._encoded:
+            with torch.no_grad():
+                x = self._embed(self.log_mel(frames.wave()[None].to(self.device)))
+                streams = []
+                for layer in self.encoder.layers:
+                    x = layer(x, None)
+                    streams.append(x[0])
+            self._encoded[key] = streams
+            size = sum(t.numel() * t.element_size() for t in streams)
+            while len(self._encoded) > max(REMEMBERED_BYTES // size, 1):
+                self._encoded.popitem(last=False)
+        self._encoded.move_to_end(key)
+        return self._encoded[key]
+
+    def forget(self) -> None:
+        """Encode every clip anew; needed after a change to `module`."""
+        self._encoded.clear()
+
+    def _embed(self, mel: Float[Tensor, "batch mel time"]) -> Float[Tensor, "batch pos d_model"]:
+        x = F.gelu(self.encoder.conv1(mel.to(self.encoder.conv1.weight.dtype)))
+        x = F.gelu(self.encoder.conv2(x)).transpose(1, 2)
+        return x + self.encoder.embed_positions.weight
 
     def rerun(
         self,
@@ -310,7 +288,10 @@ class AudioModel:
                 if name == hook:
                     stream = edit(stream)
             above = [c for c in changes if c[0] != hook]
-            logits, cache = self._above(stream, place + 1, above)
+            if place == self.n_encoder - 1:
+                logits, cache = self._above_last(run, index, stream)
+            else:
+                logits, cache = self._above(stream, place + 1, above)
         return Heard(logits, cache, run.mask[index], kept)
 
     def log_p(
@@ -385,6 +366,27 @@ class AudioModel:
                 for edit in found if n >= self.n_encoder else ():
                     stack.enter_context(_edited(self.decoder.layers[n - self.n_encoder], edit))
             logits, cache = self._decode(opening, empty, x)
+        return logits[:, -1], cache
+
+    def _above_last(
+        self, run: Heard, index: Tensor, stream: Float[Tensor, "batch pos d_model"]
+    ) -> tuple[Tensor, EncoderDecoderCache]:
+        """The decoder's opening after a change of the last block's stream in some frames.
+
+        Its keys and values are position by position: those of unchanged frames are taken from `run`.
+        """
+        hook = f"encoder.layers.{self.n_encoder - 1}"
+        rows, frames = (stream != run.streams[hook][index]).any(-1).nonzero(as_tuple=True)
+        encoded = self.encoder.layer_norm(stream[rows, frames])
+        layers = []
+        for block, layer in zip(self.decoder.layers, _layers(run.cache), strict=True):
+            looks, (keys, values) = block.encoder_attn, (t[index] for t in layer[2:])
+            shape = (len(rows), looks.num_heads, looks.head_dim)
+            keys[rows, :, frames] = looks.k_proj(encoded).view(shape)
+            values[rows, :, frames] = looks.v_proj(encoded).view(shape)
+            layers.append((keys, values))
+        opening = torch.tensor([self.opening] * len(stream), device=self.device)
+        logits, cache = self._decode(opening, EncoderDecoderCache(DynamicCache(), DynamicCache(layers)))
         return logits[:, -1], cache
 
     def _decode(
@@ -467,18 +469,6 @@ def _opening(module: Any) -> tuple[int, ...]:
         opening += [g.lang_to_id["<|en|>"], g.task_to_id["transcribe"]]
     no_times = getattr(g, "no_timestamps_token_id", None)
     return tuple(opening + ([no_times] if no_times is not None else []))
-
-
-def _segments(roles: Sequence[str]) -> tuple[int, ...]:
-    """Runs of at most `SEGMENT_FRAMES` frames of one role, numbered; padding is one run."""
-    numbers: list[int] = []
-    begun = 0
-    for at, role in enumerate(roles):
-        full = at - begun == SEGMENT_FRAMES and role != PADDING
-        if at and (role != roles[at - 1] or full):
-            begun = at
-        numbers.append(numbers[-1] + (begun == at) if numbers else 0)
-    return tuple(numbers)
 
 
 def _layers(cache: EncoderDecoderCache) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from evalkit.models.audio import FRAME_SAMPLES, AudioModel
+from evalkit.models.audio import AudioModel
+from evalkit.models.frames import FRAME_SAMPLES
 from evalkit.sound import Pcm, to_pcm, to_wave
 
 
@@ -96,7 +97,7 @@ def _log_p(
     """Log-probability of each row's transcript, differentiable by the samples, nats."""
     filled = torch.tensor([-(-n // FRAME_SAMPLES) for n in lengths])
     mask = torch.arange(model.n_frames) < filled[:, None]
-    run = model.hear(model.log_mel(waves), mask, grad=True, from_mel=True)
+    run = model.hear(model.log_mel(waves), mask)
     return model.log_p(run, answers)[:, 0]
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from evalkit.errors import SuiteError
-from evalkit.models.audio import AudioModel, Clip, Heard
+from evalkit.models.audio import AudioModel, Heard
+from evalkit.models.frames import Clip
 from evalkit.plugins import Scorer
 from evalkit.probes.pairs import Pair
 from evalkit.records import ProbeSpec, Response, Sample, Score

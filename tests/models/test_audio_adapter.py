@@ -13,7 +13,8 @@ from evalkit.attribution.capture import decomposed_rows
 from evalkit.attribution.cases import align
 from evalkit.errors import ModelError, SuiteError
 from evalkit.models.adapter import PADDING
-from evalkit.models.audio import SEGMENT_FRAMES, AudioModel, Clip, open_audio_model
+from evalkit.models.audio import AudioModel, open_audio_model
+from evalkit.models.frames import SEGMENT_FRAMES, Clip
 from evalkit.models.resolve import resolve_model
 from evalkit.records import ClipRecord, Sample
 from evalkit.sound import pcm_sha256, to_pcm
@@ -198,3 +199,27 @@ def test_two_slices_of_frames(model: AudioModel) -> None:
     assert frames[0:2] == [frames[0], frames[1]] and len(frames[0]) == 640
     with pytest.raises(IndexError):
         frames[50]
+
+
+def test_a_clip_is_encoded_once_and_alone_so_that_no_batch_changes_it(model: AudioModel) -> None:
+    model.forget()
+    passes = []
+    handle = model.encoder.layers[0].register_forward_hook(lambda _m, _i, out: passes.append(len(out)))
+    clips = [clip(model), clip(model, 0.3, 1)]
+    both = model.read([c.ids for c in clips], HOOKS[:2])
+    model.forget()
+    alone = model.read([clips[1].ids], HOOKS[:2])
+    again = model.read([clips[1].ids, clips[0].ids, clips[1].ids], HOOKS[:2], grad=True)
+    handle.remove()
+    assert passes == [1, 1, 1, 1]
+    for hook in HOOKS[:2]:
+        assert torch.equal(alone.streams[hook][0], both.streams[hook][1])
+    torch.testing.assert_close(again.streams[HOOKS[1]][1], both.streams[HOOKS[1]][0], atol=1e-5, rtol=1e-4)
+
+
+def test_only_so_many_clips_are_remembered(model: AudioModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.forget()
+    monkeypatch.setattr("evalkit.models.audio.REMEMBERED_BYTES", 2 * 3 * 50 * 32 * 4)
+    for seed in range(4):
+        model.read([clip(model, 0.3, seed).ids])
+    assert len(model._encoded) == 2

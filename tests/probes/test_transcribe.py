@@ -113,6 +113,7 @@ def test_a_certified_segment_is_a_frame_wise_ablation(whisper_dir: Path, tmp_pat
         handle = None
         if change is not None:
             handle = model.encoder.layers[int(change[0][-1])].register_forward_hook(edit)
+        model.forget()
         log_p = model.log_p(model.read([clip.ids]), [(fail, safe)])[0]
         if handle is not None:
             handle.remove()
