@@ -231,9 +231,10 @@ def table(outcomes: Sequence[Outcome], words: Sequence[str]) -> str:
         "# Steering latents against false speech",
         "",
         f"Model {MODEL}, its shipped SAEs. {len(base.false)} seeded sounds without speech "
-        f"({', '.join(KINDS)}) and {len(words)} clean recordings ({sum(n_words)} words; three speakers), each in two "
-        "halves. Hook, number of latents and factor were chosen on the first halves (fewest false sounds at a word error "
-        f"rate at most {MAX_COST:g} higher); this is the second half:",
+        f"({', '.join(KINDS)}) and {len(words)} clean recordings ({sum(n_words)} words; "
+        "three speakers), each in two halves. Hook, number of latents and factor were chosen on the first "
+        f"halves (fewest false sounds at a word error rate at most {MAX_COST:g} higher); "
+        "this is the second half:",
         "",
         "| coder | chosen | false speech before | after (95 % Wilson) | WER before | change of WER "
         "(95 % clip bootstrap) | smallest cost excluded |",

@@ -1,6 +1,7 @@
 """What the ledger says of a mode circuit besides its grade; no torch, `verify` computes it again.
 
-1. ledger rows: at the circuit's size, failures fixed, broken and unchanged, and what became of their twins;
+1. ledger rows: at the circuit's size, failures fixed, broken and unchanged, what became of their twins, and
+   the words that clean clips lost;
 2. equal collateral: the most a control or rival flips at any size without moving twins more than the circuit;
 3. dose–response: flips, breaks, margin and divergence by the factor that scaled the circuit's features;
 4. feature tests: each tested feature's effect on held-out failures against their twins, Benjamini–Hochberg
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from evalkit import stats
 from evalkit.circuits import NEGATIVE_CONTROLS, CoderKey
@@ -51,7 +52,7 @@ def _complete(circuit: Circuit, rows: Sequence[InterventionRecord]) -> Circuit:
             "controls": tuple(_at_collateral(c, necessity, circuit.size, limit) for c in circuit.controls),
             "rivals": _rivals(necessity, circuit.size, limit),
             "doses": dose_points([r for r in rows if r.purpose == "steer"]),
-            "ledger": _ledger_rows(necessity, circuit.size),
+            "ledger": _ledger_rows(necessity, [r for r in rows if r.purpose == "clean"], circuit.size),
             "tests": feature_tests([r for r in rows if r.purpose == "test"]),
         }
     )
@@ -60,7 +61,9 @@ def _complete(circuit: Circuit, rows: Sequence[InterventionRecord]) -> Circuit:
 # ---------------------------------------------------------------------------------------- 1: ledger rows
 
 
-def _ledger_rows(necessity: Sequence[InterventionRecord], size: int | None) -> tuple[LedgerRow, ...]:
+def _ledger_rows(
+    necessity: Sequence[InterventionRecord], clean: Sequence[InterventionRecord], size: int | None
+) -> tuple[LedgerRow, ...]:
     rows = []
     for kind in ("none", *NEGATIVE_CONTROLS, *RIVALS):
         mine = [r for r in necessity if r.control_kind == kind and r.size == size]
@@ -70,6 +73,7 @@ def _ledger_rows(necessity: Sequence[InterventionRecord], size: int | None) -> t
         twins = [r.twin_outcome for r in mine if r.twin_outcome is not None]
         fixed = stats.wilson(after.count("pass"), len(after))
         harmed = stats.wilson(len(twins) - twins.count("pass"), len(twins))
+        cost = _clean_cost([r for r in clean if r.control_kind == kind])
         rows.append(
             LedgerRow(
                 kind=kind,
@@ -86,9 +90,41 @@ def _ledger_rows(necessity: Sequence[InterventionRecord], size: int | None) -> t
                 n_twins_unchanged=twins.count("pass"),
                 harmed_low=harmed.low if harmed else None,
                 harmed_high=harmed.high if harmed else None,
+                n_clean=cost.n,
+                n_clean_changed=cost.n_changed,
+                wer_before=cost.before,
+                wer_after=cost.after,
+                wer_change_low=cost.change.low if cost.change else None,
+                wer_change_high=cost.change.high if cost.change else None,
             )
         )
     return tuple(rows)
+
+
+class _Cost(NamedTuple):
+    """What a change did to clean clips."""
+
+    n: int
+    n_changed: int
+    before: float | None
+    after: float | None
+    change: stats.Interval | None
+
+
+def _clean_cost(rows: Sequence[InterventionRecord]) -> _Cost:
+    """Word error rates before and after; the interval is over clips, a control's sets together."""
+    clips: dict[str, list[int]] = {}
+    for r in rows:
+        assert r.n_words is not None and r.wrong_before is not None and r.wrong_after is not None
+        sums = clips.setdefault(r.sample, [0, 0, 0])
+        for i, n in enumerate((r.n_words, r.wrong_before, r.wrong_after)):
+            sums[i] += n
+    if not clips:
+        return _Cost(0, 0, None, None, None)
+    words, before, after = map(sum, zip(*clips.values(), strict=True))
+    change = stats.bootstrap_ratio([(float(a - b), float(n)) for n, b, a in clips.values()])
+    changed = sum(r.wrong_after != r.wrong_before for r in rows)
+    return _Cost(len(rows), changed, before / words, after / words, change)
 
 
 # ----------------------------------------------------------------------------------- 2: equal collateral

@@ -23,6 +23,7 @@ from evalkit import planning
 from evalkit.attribution.attribute import Attributed, Coders, attribute_batch, has_baseline
 from evalkit.attribution.capture import decomposed_rows
 from evalkit.attribution.cases import Case, choose_contrast
+from evalkit.attribution.clean_cost import clean_clips
 from evalkit.attribution.locate import sweep
 from evalkit.attribution.modes import ModeInput, measure_mode, twin_case
 from evalkit.attribution.multiverse import MultiverseInput, measure_multiverse
@@ -251,6 +252,7 @@ def _mode_input(
         held_out=rest,
         n_matched=int(plan.grid["matched_sets"][0 if choice else 1]),
         sizes=[int(s) for s in plan.grid["sizes" if choice else "sizes_generate"]],
+        clean=clean_clips(store.samples) if spec.kind == "transcribe" else (),
     )
 
 

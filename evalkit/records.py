@@ -24,7 +24,7 @@ Modality = Literal["text", "audio", "vision", "scripted"]
 Baseline = Literal["ablation", "contrast"]
 Purpose = Literal[
     "certify", "necessity", "sufficiency", "collateral", "locate", "edge", "steer", "multiverse", "test",
-    "faithfulness", "joint", "turn",
+    "faithfulness", "joint", "turn", "clean",
 ]  # fmt: skip
 ControlKind = Literal[
     "none", "frozen_random", "residual_coordinate", "dense_neuron", "matched_random", "random_direction",
@@ -602,6 +602,15 @@ class SpokenTurn(Record):
     truncated: bool = False
 
 
+class HeardWord(Record):
+    """One word of a transcript on the clip's time axis, by the decoder's cross-attention."""
+
+    text: str
+    start_s: Annotated[float, Field(ge=0.0)]
+    end_s: Annotated[float, Field(ge=0.0)]
+    """Quiet frames at its ends are cut off; under noise it reaches to the next word."""
+
+
 class Response(Record):
     """What the model answered to one sample."""
 
@@ -624,6 +633,8 @@ class Response(Record):
     """What went wrong on this sample, if anything."""
     turns: tuple[SpokenTurn, ...] | None = None
     """`episode`: the transcript."""
+    words: tuple[HeardWord, ...] | None = None
+    """`transcribe`: the transcript's words with their times; None: not measured."""
 
 
 class Score(Record):
@@ -805,6 +816,11 @@ class InterventionRecord(Record):
     counted there."""
     rollout: Rollout | None = None
     """`turn` only: which turn of an episode was changed, and what was said then."""
+    n_words: Count | None = None
+    """`clean` only: words spoken in a clean clip under the same change."""
+    wrong_before: Count | None = None
+    """`clean` only: of these, words wrong before the change (substituted, deleted or inserted)."""
+    wrong_after: Count | None = None
     previous: Sha256
 
 
@@ -998,6 +1014,8 @@ class SampleResult(Record):
     response: str | None = None
     safe: str | None = None
     fail: str | None = None
+    words: tuple[HeardWord, ...] | None = None
+    """`transcribe`: the words of `response` with their times; None: not measured."""
 
 
 class CircuitNode(Record):
@@ -1140,6 +1158,16 @@ class LedgerRow(Record):
     harmed_low: Rate | None
     """Interval of the share of twins that fail or break."""
     harmed_high: Rate | None
+    n_clean: Count = 0
+    """Clean clips transcribed again under the same change, times sets."""
+    n_clean_changed: Count = 0
+    """Of these, clips with another number of words wrong."""
+    wer_before: float | None = None
+    """Words wrong over words spoken in the clean clips; None: not measured."""
+    wer_after: float | None = None
+    wer_change_low: float | None = None
+    """Interval of after − before, by bootstrap over clips; None: not measured, or all clips changed alike."""
+    wer_change_high: float | None = None
 
 
 class FeatureTest(Record):

@@ -177,6 +177,7 @@ def _sample_results(
                 response=record.response.text,
                 safe=sample.safe,
                 fail=sample.fail,
+                words=record.response.words,
             )
         )
     return tuple(results)

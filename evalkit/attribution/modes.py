@@ -13,7 +13,8 @@ For one failure mode (DESIGN §5, "Two levels"; the arithmetic of ranking and gr
 5. faithfulness: only the circuit's features move to the contrast, by size (`faithful.py`);
 6. every negative control and both rivals go through 1–3 and 5 unchanged; unselected draws of active
    features are shown;
-7. every measured feature is tested on the held-out pairs, and the circuit is steered by declared doses.
+7. every measured feature is tested on the held-out pairs, and the circuit is steered by declared doses;
+8. where the suite has clean speech, what the change costs there (`clean_cost.py`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from evalkit.attribution.attribute import (
 )
 from evalkit.attribution.cases import Case, Contrast
 from evalkit.attribution.certify import Change, rerun_changes
+from evalkit.attribution.clean_cost import capture_clean, clean_cost
 from evalkit.attribution.faithful import faithfulness, measured_failures
 from evalkit.attribution.mode_edges import measure_shared_edges
 from evalkit.attribution.rivals import fit_rivals
@@ -52,8 +54,9 @@ from evalkit.attribution.steering import (
 )
 from evalkit.circuits import in_turn, own_size, rank_shared, shared_id, split_shared
 from evalkit.models.adapter import Prompt, StreamModel
+from evalkit.models.audio import AudioModel
 from evalkit.plugins import Probe
-from evalkit.records import AttributionSpec, InterventionRecord, Outcome
+from evalkit.records import AttributionSpec, InterventionRecord, Outcome, SampleRecord
 from evalkit.saes.coder import Sae
 from evalkit.splits import DISCOVERY
 
@@ -72,6 +75,8 @@ class ModeInput(NamedTuple):
     n_matched: int
     """Unselected control sets."""
     sizes: Sequence[int]
+    clean: Sequence[SampleRecord] = ()
+    """Clean clips on which the cost of a change is measured."""
 
 
 class Half(NamedTuple):
@@ -99,7 +104,11 @@ def measure_mode(
     )
     held_out = Half(_benches(model, mode, mode.held_out, prompts, every, seed), set())
     curved = measured_failures([c.sample.id for c in mode.held_out], held_out.benches)
+    clean = None
+    if mode.clean and isinstance(model, AudioModel):
+        clean = capture_clean(model, mode.probe, mode.clean, prompts, every)
     ledger: list[InterventionRecord] = []
+    size: int | None = None
     rivals = fit_rivals(discovery.benches, discovery.failing, audited.saes) if spec.rivals else []
     for coders in (audited, *controls, *rivals):
         certified = _choose(mode, discovery, coders, spec.confirm)
@@ -115,6 +124,8 @@ def measure_mode(
             ledger += _tests(mode, held_out, coders, list(dict.fromkeys(r.nodes[0] for r in certified)))
             ledger += _steering(mode, held_out, coders, nodes[: size or 0], spec.doses)
             ledger += _matched(mode, discovery, held_out, coders, nodes[: size or 0], size, seed)
+        if clean is not None and nodes and size:
+            ledger += clean_cost(mode.name, clean, coders, nodes[:size])
     return ledger
 
 

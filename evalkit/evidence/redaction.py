@@ -269,7 +269,7 @@ def _response(record: SampleRecord, sample: Sample, item: str | None, veil: _Vei
     score = record.score
     if score.outcome != "unscored" and score.reason is not None:  # a scorer's remark may quote the text
         score = score.model_copy(update={"reason": veil.text(item, score.reason)})
-    response = record.response.model_copy(update=marks)
+    response = record.response.model_copy(update={**marks, "words": None})
     return record.model_copy(update={"sample": sample, "response": response, "score": score})
 
 
@@ -314,6 +314,7 @@ def _results(
             "safe": record.sample.safe,
             "fail": record.sample.fail,
             "reason": record.score.reason,
+            "words": None,
         }
         entry |= {key: text for key, text in said.items() if key in entry}
         for node in (entry["attribution"] or {}).get("nodes", ()):

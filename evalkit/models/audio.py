@@ -245,7 +245,8 @@ class AudioModel:
     def _embed(self, mel: Float[Tensor, "batch mel time"]) -> Float[Tensor, "batch pos d_model"]:
         x = F.gelu(self.encoder.conv1(mel.to(self.encoder.conv1.weight.dtype)))
         x = F.gelu(self.encoder.conv2(x)).transpose(1, 2)
-        return x + self.encoder.embed_positions.weight
+        embedded: Tensor = x + self.encoder.embed_positions.weight
+        return embedded
 
     def rerun(
         self,

@@ -29,7 +29,7 @@ from evalkit.digests import digest_file
 from evalkit.errors import FetchError, ModelError
 from evalkit.models.cache import cache_dir, locked, unwritable, writable_folder
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Part of the cache path: a change of what `convert` writes must change it."""
 
 _FILE_VERSION = 6
@@ -255,6 +255,8 @@ def _generation(config: WhisperConfig, written: dict[str, Any], tokenizer: Any) 
         "no_timestamps_token_id": token("<|notimestamps|>"),
         "is_multilingual": multilingual,
     }
+    if written.get("alignment_heads"):
+        settings["alignment_heads"] = written["alignment_heads"]
     if multilingual:
         names = tokenizer.convert_ids_to_tokens(written["lang_ids"])
         settings["lang_to_id"] = dict(zip(names, written["lang_ids"], strict=True))

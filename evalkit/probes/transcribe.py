@@ -9,6 +9,7 @@ import torch
 from evalkit.errors import SuiteError
 from evalkit.models.audio import AudioModel, Heard
 from evalkit.models.frames import Clip
+from evalkit.models.word_times import word_times
 from evalkit.plugins import Scorer
 from evalkit.probes.pairs import Pair
 from evalkit.records import ProbeSpec, Response, Sample, Score
@@ -43,12 +44,22 @@ class TranscribeProbe:
         del seed  # greedy
         with torch.no_grad():
             run = model.read([p.ids for p in prompts])
-        return self._respond_from(model, run, samples, prompts)
+        return self._respond_from(model, run, samples, prompts, timed=True)
 
     def _respond_from(
-        self, model: AudioModel, run: Heard, samples: Sequence[Sample], prompts: Sequence[Clip]
+        self,
+        model: AudioModel,
+        run: Heard,
+        samples: Sequence[Sample],
+        prompts: Sequence[Clip],
+        *,
+        timed: bool = False,
     ) -> list[Response]:
         written = model.write(run, max_new_tokens=self.spec.max_new_tokens)
+        words = [
+            word_times(model, run, row, prompts[row].ids, w.ids) if timed else None
+            for row, w in enumerate(written)
+        ]
         return [
             Response(
                 sample=sample.id,
@@ -58,8 +69,9 @@ class TranscribeProbe:
                 fail_text=w.text,
                 n_new_tokens=len(w.ids),
                 truncated=w.truncated,
+                words=heard,
             )
-            for sample, prompt, w in zip(samples, prompts, written, strict=True)
+            for sample, prompt, w, heard in zip(samples, prompts, written, words, strict=True)
         ]
 
     def pair(

@@ -17,9 +17,11 @@ from evalkit.models.audio import AudioModel, open_audio_model
 from evalkit.models.pgd import Bound, pgd, universal
 from evalkit.models.resolve import resolve_model
 from evalkit.planning import Options
+from evalkit.records import ScorerSpec
 from evalkit.runner import audit
 from evalkit.saes.coder import Sae
 from evalkit.saes.loaders import save_native
+from evalkit.scorers.speech import WerScorer
 from evalkit.sound import encode_clip, pcm_sha256, to_pcm, to_wave
 from evalkit.suite_clips import sounds_of
 from evalkit.suites import load_suite, render_samples
@@ -123,6 +125,69 @@ def test_a_certified_segment_is_a_frame_wise_ablation(whisper_dir: Path, tmp_pat
         for node in [n for n in sample.attribution.nodes if n.confirmed_nats is not None]:
             after = margin((node.hook, node.feature, node.position, node.n_positions))
             assert node.confirmed_nats == pytest.approx(margin(None) - after, abs=2e-4)
+
+
+def test_a_circuits_cost_on_clean_clips_is_what_zeroing_does_to_their_words(
+    whisper_dir: Path, tmp_path: Path
+) -> None:
+    for hook in HOOKS:
+        save_native(topk(hook), tmp_path / "saes" / hook)
+    model = open_audio_model(resolve_model(str(whisper_dir)))
+    with torch.no_grad():
+        run = model.read([model.clip(voice(n), "").ids for n in range(3)])
+    said = [w.text for w in model.write(run, max_new_tokens=8)]
+    samples: list[dict[str, object]] = [
+        {"id": f"clean-{n}", "clip": f"{n}.flac", "reference": said[n], "control": True, "group": f"g{n}"}
+        for n in range(3)
+    ] + [
+        {"id": f"noisy-{n}", "clip": f"{n % 3}.flac", "reference": "quite other words", "group": f"g{n % 3}",
+         "counterfactual": f"clean-{n % 3}", "attack": {"kind": "noise", "snr_db": 20, "seed": n}}
+        for n in range(6)
+    ]  # fmt: skip
+    path = suite_in(tmp_path, whisper_dir, samples, scorer="wer")
+    done = audit(Options(suite=path, out=tmp_path / "run"), lambda _step: None)
+    lines = [json.loads(x) for x in (tmp_path / "run" / "interventions.jsonl").read_text().splitlines()]
+    cost = [x for x in lines if x["purpose"] == "clean"]
+    assert {x["control_kind"] for x in cost} >= {"none", "frozen_random", "residual_coordinate"}
+    scorer = WerScorer(ScorerSpec(name="wer"))
+    own = [x for x in cost if x["control_kind"] == "none"]
+    assert [x["sample"] for x in own] == ["clean-0", "clean-1", "clean-2"]
+    for n, line in enumerate(own):
+        text = transcribed_without(model, voice(n), line["nodes"])
+        assert line["wrong_before"] == 0
+        assert (line["wrong_after"], line["n_words"]) == scorer.errors(said[n], text)
+    [circuit] = [c for c in done.results.circuits if c.level == "mode"]
+    row = next(r for r in circuit.ledger if r.kind == "none")
+    assert (row.n_clean, row.wer_before) == (3, 0.0)
+    assert row.n_clean_changed == sum(x["wrong_after"] > 0 for x in own)
+    assert row.wer_after == sum(x["wrong_after"] for x in own) / sum(x["n_words"] for x in own)
+    assert "What the change costs on clean speech" in (tmp_path / "run" / "report.html").read_text()
+    verify_run(tmp_path / "run")
+
+
+def transcribed_without(model: AudioModel, pcm: np.ndarray, nodes: list[str]) -> str:
+    """The slow version: forward hooks that take the features out of every frame of the clip, one by one."""
+    handles, n_filled = [], -(-len(pcm) // 320)
+    for hook in HOOKS:
+        features = [int(n.split("/f")[1]) for n in nodes if n.startswith(hook)]
+        sae = topk(hook)
+
+        def edit(_m: object, _i: object, x: torch.Tensor, sae: Sae = sae, which: list[int] = features):
+            x = x.clone()
+            for p in range(1, n_filled):  # an SAE without a card does not decompose position 0
+                z = sae.encode(x[0, p])
+                for feature in which:
+                    x[0, p] -= z[feature] * sae.W_dec[feature]
+            return x
+
+        handles.append(model.encoder.layers[int(hook[-1])].register_forward_hook(edit))
+    model.forget()
+    with torch.no_grad():
+        [written] = model.write(model.read([model.clip(pcm, "").ids]), max_new_tokens=60)
+    for handle in handles:
+        handle.remove()
+    model.forget()
+    return written.text
 
 
 def test_recipes_change_clips_and_the_change_is_measured(whisper_dir: Path, tmp_path: Path) -> None:
