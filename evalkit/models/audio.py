@@ -156,7 +156,7 @@ class AudioModel:
         return Clip(
             frames,
             f"{name}, {len(pcm) / SAMPLE_RATE_HZ:.2f} s",
-            tuple(f"{at * frame_ms / 1000:.2f} s" for at in range(self.n_frames)),
+            tuple(f"{at * frame_ms / 1000:.2f}s" for at in range(self.n_frames)),
             tuple(roles),
             segments_of(roles),
         )

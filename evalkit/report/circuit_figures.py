@@ -265,7 +265,9 @@ def _by_depth(hooks: set[str]) -> list[str]:
 
 
 def _hook(hook: str) -> str:
-    return f"layer {hook.removeprefix('layers.')}" if hook.startswith("layers.") else text.name(hook, 24)
+    if hook.startswith("layers."):
+        return f"layer {hook.removeprefix('layers.')}"
+    return text.name(hook.replace(".layers.", " "), 24)  # `encoder 3`
 
 
 def _size(vertices: Sequence[Vertex], hooks: Sequence[str], arcs: Sequence[Arc]) -> str:

@@ -198,3 +198,68 @@ def test_no_payload_runs_asks_or_speaks(browser: object, run: Run, tmp_path: Pat
     assert page.evaluate("[typeof hacked, document.scripts.length]") == ["undefined", 1]
     assert seen == Seen([path.as_uri()], [], [])
     page.context.close()
+
+
+@pytest.fixture(scope="module")
+def spoken(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A page whose one failure is a clip: two seconds, three words, two segments of one feature."""
+    import numpy as np
+
+    from evalkit.records import HeardWord, Node
+    from evalkit.sound import encode_clip, to_pcm
+
+    nodes = tuple(
+        Node(
+            id=f"encoder.layers.3/p{p}/f7", hook="encoder.layers.3", feature=7, position=p, n_positions=10,
+            unit="frame", token=f"{p * 0.02:.2f}s", role="clip", activation=2.0, effect_nats=0.1,
+            confirmed_nats=effect, contrast_nats=None,
+        )
+        for p, effect in ((20, 0.5), (60, -0.2))
+    )  # fmt: skip
+    first = next(s for s in run.results.samples if s.attribution is not None and s.attribution.nodes)
+    words = tuple(
+        HeardWord(text=w, start_s=n / 2, end_s=n / 2 + 0.4) for n, w in enumerate(["one", "two", "six"])
+    )
+    attribution = first.attribution.model_copy(update={"nodes": nodes, "edges": (), "errors": ()})
+    heard = first.model_copy(update={"attribution": attribution, "words": words, "response": "one two six"})
+    samples = tuple(heard if s.id == first.id else s for s in run.results.samples)
+    results = run.results.model_copy(update={"samples": samples})
+    flac = encode_clip(to_pcm(0.3 * np.sin(np.arange(32000) / 9)))
+    path = tmp_path_factory.mktemp("spoken") / "report.html"
+    view = build_view(results, run.plan, gate=run.gate, clips={first.id: flac})
+    path.write_text(render_html(view), encoding="utf-8")
+    return path.as_uri()
+
+
+def test_a_word_or_a_segment_plays_the_clip_from_there_and_a_line_follows(
+    browser: object, spoken: str
+) -> None:
+    page, seen = opened(browser, spoken)
+    svg, audio = page.locator("svg.sound"), page.locator("audio")
+    assert (svg.count(), audio.count()) == (1, 1)
+    moments = svg.locator(".moment")
+    assert moments.count() == 5
+    audio.evaluate("one => { one.muted = true }")
+    needle = svg.locator(".needle")
+
+    def start_of(play: object) -> float:
+        audio.evaluate(
+            "one => { one.begun = null; "
+            "one.addEventListener('seeked', () => { one.begun = one.currentTime }, {once: true}) }"
+        )
+        play()  # type: ignore[operator]
+        page.wait_for_function("document.querySelector('audio').begun !== null")
+        return float(audio.evaluate("one => one.begun"))
+
+    assert start_of(moments.nth(2).locator("text").click) == pytest.approx(1.0, abs=0.05)
+    page.wait_for_function("document.querySelector('audio').currentTime > 1.1")
+    assert not audio.evaluate("one => one.paused")
+    assert audio.evaluate("one => one.duration") == pytest.approx(2.0, abs=0.05)
+    audio.evaluate("one => one.pause()")
+    page.wait_for_timeout(100)
+    at = float(audio.evaluate("one => one.currentTime"))
+    assert float(needle.get_attribute("x1")) == pytest.approx(150 + 480 * at / 2, abs=15)
+    moments.nth(3).focus()
+    assert "activation 2.00, effect +0.50 nats" in moments.nth(3).get_attribute("aria-label")
+    assert start_of(lambda: page.keyboard.press("Enter")) == pytest.approx(0.4, abs=0.05)
+    assert not seen.complaints and all(r.startswith(("file:", "data:")) for r in seen.requests)

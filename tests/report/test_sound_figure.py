@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evalkit.records import Attribution, Node, SampleResult
+from evalkit.records import Attribution, HeardWord, Node, SampleResult
 from evalkit.report.sound_figure import MAX_AUDIO_BYTES, mel, sound_report
 from evalkit.sound import encode_clip, to_pcm
 
@@ -33,9 +33,13 @@ def failing(*nodes: Node) -> SampleResult:
 def test_a_tone_is_dark_at_its_time_and_pitch() -> None:
     image = mel(TONE)
     rows, columns = np.nonzero(image > 0.9)
-    assert image.shape == (24, 120) and set(columns) <= set(range(58, 92)) and len(set(columns)) >= 28
+    assert image.shape == (32, 160) and set(columns) <= set(range(77, 123)) and len(set(columns)) >= 37
     assert len(set(rows)) <= 3
-    assert mel(np.zeros(1600)).max() == 0.25  # silence is one pale shade
+    quiet = mel(np.zeros(1600))
+    assert quiet.min() == quiet.max() <= 1.0  # silence is one shade
+    noise = np.random.default_rng(0).normal(size=32000) * 0.05
+    loud = mel(noise + TONE)
+    assert loud[~(image > 0.5)].mean() < 0.35 < loud[image > 0.9].mean()  # a tone stands out of noise
 
 
 def test_effects_lie_under_their_segment_in_the_features_own_lane() -> None:
@@ -53,6 +57,36 @@ def test_effects_lie_under_their_segment_in_the_features_own_lane() -> None:
     assert (
         "f3" not in picture and "you &amp; &lt;me&gt;" not in picture and "you & <me>" in found.figure.caption
     )
+
+
+def test_words_stand_at_their_time_and_do_not_overlap() -> None:
+    words = tuple(
+        HeardWord(text=t, start_s=a, end_s=b)
+        for t, a, b in [("incomprehensibly", 0.2, 0.3), ("<much>", 0.3, 0.5), ("later", 1.0, 1.5)]
+    )
+    sample = failing(node(50, 7, 0.8)).model_copy(update={"words": words})
+    found = sound_report(sample, encode_clip(to_pcm(TONE)))
+    picture = str(found.figure.svg)
+    moments = re.findall(
+        r'class="moment" data-start="([\d.]+)" data-duration="2.000"><title>(.*?)</title>', picture
+    )
+    assert [(float(a), b.split(",")[0]) for a, b in moments] == [
+        (0.2, "“incomprehensibly”"), (0.3, "“&lt;much&gt;”"), (1.0, "“later”"),
+        (1.0, "encoder.layers.3 #7"),
+    ]  # fmt: skip
+    places = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>(incomp\w+|&lt;much&gt;|later)<', picture)
+    assert [round((float(x) - 150) / 480 * 2, 2) for x, _, _ in places] == [0.2, 0.3, 1.0]
+    assert places[0][1] != places[1][1] and places[0][1] == places[2][1]
+    assert "aligned by the decoder's cross-attention" in found.figure.caption
+    assert "not aligned" in sound_report(failing(), encode_clip(to_pcm(TONE))).figure.caption
+
+
+def test_every_lane_lies_inside_the_picture() -> None:
+    found = sound_report(failing(*(node(10 * n, n, 0.5) for n in range(7))), encode_clip(to_pcm(TONE)))
+    picture = str(found.figure.svg)
+    height = float(re.search(r'viewBox="0 0 \d+ (\d+)"', picture)[1])  # type: ignore[index]
+    boxes = re.findall(r'<rect x="[\d.]+" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', picture)
+    assert max(float(y) + float(h) for y, h in boxes) < height
 
 
 def test_the_clip_plays_unless_it_is_large() -> None:

@@ -200,4 +200,46 @@
     draw();
   };
   for (const svg of document.querySelectorAll("svg.circuit")) circuit(svg);
+
+  // ----------------------------------------------------------------------------------------- sounds
+  // A word or a segment plays the clip from its beginning; a line follows the sound.
+  const sound = (svg) => {
+    const audio = svg.closest("figure").nextElementSibling;
+    const moments = [...svg.querySelectorAll(".moment")];
+    if (!audio || audio.tagName !== "AUDIO" || !moments.length) return;
+    const [left, width] = [150, 480];
+    const height = svg.viewBox.baseVal.height;
+    const needle = document.createElementNS("http://www.w3.org/2000/svg", "line");
+    for (const [name, value] of Object.entries({ class: "needle", x1: left, x2: left, y1: 0, y2: height })) {
+      needle.setAttribute(name, value);
+    }
+    svg.append(needle);
+    const duration = Number(moments[0].dataset.duration);
+    const follow = () => {
+      const x = left + width * Math.min(audio.currentTime / duration, 1);
+      needle.setAttribute("x1", x);
+      needle.setAttribute("x2", x);
+      if (!audio.paused) requestAnimationFrame(follow);
+    };
+    for (const event of ["play", "seeked", "timeupdate"]) audio.addEventListener(event, follow);
+    svg.setAttribute("role", "group");
+    svg.setAttribute("aria-label", svg.querySelector("title").textContent);
+    svg.querySelector("title").remove();
+    for (const moment of moments) {
+      const play = () => {
+        audio.currentTime = Number(moment.dataset.start);
+        audio.play();
+      };
+      moment.setAttribute("tabindex", "0");
+      moment.setAttribute("role", "button");
+      moment.setAttribute("aria-label", `Play from ${about(moment)}`);
+      moment.addEventListener("click", play);
+      moment.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        play();
+      });
+    }
+  };
+  for (const svg of document.querySelectorAll("svg.sound")) sound(svg);
 })();
