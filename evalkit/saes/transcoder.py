@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evalkit.errors import SaeError
 from evalkit.saes import jumprelu, standard, topk
-from evalkit.saes.loaders.weights import need, read_json, read_tensors
+from evalkit.saes.loaders.weights import naming, need, read_json, read_tensors
 
 Activation = Literal["relu", "jumprelu", "topk"]
 
@@ -95,12 +95,13 @@ def load_transcoder(folder: Path) -> Transcoder:
         raise SaeError(f"{folder / 'cfg.json'}: normalised or centred input is not supported in transcoders")
     tensors = read_tensors(weights)
     activation = _SAELENS[name]
-    return Transcoder(
-        W_enc=need(tensors, "W_enc", weights),
-        b_enc=need(tensors, "b_enc", weights),
-        W_dec=need(tensors, "W_dec", weights),
-        b_dec=need(tensors, "b_dec", weights),
-        activation=activation,
-        threshold=need(tensors, "threshold", weights) if activation == "jumprelu" else None,
-        W_skip=need(tensors, "W_skip", weights) if "skip" in name else None,
-    )
+    with naming(folder):
+        return Transcoder(
+            W_enc=need(tensors, "W_enc", weights),
+            b_enc=need(tensors, "b_enc", weights),
+            W_dec=need(tensors, "W_dec", weights),
+            b_dec=need(tensors, "b_dec", weights),
+            activation=activation,
+            threshold=need(tensors, "threshold", weights) if activation == "jumprelu" else None,
+            W_skip=need(tensors, "W_skip", weights) if "skip" in name else None,
+        )

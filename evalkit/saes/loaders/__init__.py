@@ -17,7 +17,7 @@ from evalkit.saes.loaders import (
     sparsify,
 )
 from evalkit.saes.loaders.native import save_native
-from evalkit.saes.loaders.weights import read_json
+from evalkit.saes.loaders.weights import naming, read_json
 
 __all__ = ["holds_sae", "load_sae", "save_native"]
 
@@ -37,7 +37,8 @@ def load_sae(path: Path, hook: str | None, *, d_model: int | None = None, n_laye
     Raises:
         SaeError: The folder holds no readable SAE, or one that does not fit; both values are named.
     """
-    sae = _loader(path)(path, hook)
+    with naming(path):
+        sae = _loader(path)(path, hook)
     if hook is not None and hook != sae.hook:
         raise SaeError(
             f"{path}: the SAE reads '{sae.hook}', the suite says '{hook}': correct the suite's hook"

@@ -5,11 +5,13 @@ Nothing here runs code that a file brings: `.npz` without pickled objects, `.pt`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,17 @@ _NOT_RESIDUAL = re.compile(
     r"mlp_out|attn_out|(?:^|[-_/.])(?:mlp|att|attn|transcoder|transcoders|clt|embedding)(?:$|[-_/.])"
 )
 _PATH_PARTS = 4  # chosen: `…-res/layer_20/width_16k/average_l0_71` states its hook in the last four parts
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A fault found inside names `path`, also where it was the record that found it."""
+    try:
+        yield
+    except SaeError as error:
+        if str(path) in str(error):
+            raise
+        raise SaeError(f"{path}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
