@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -14,6 +14,7 @@ from evalkit.records import FailureModeResult, GateReport, Proportion, Results, 
 
 if TYPE_CHECKING:
     from evalkit.calibrated import Calibration
+    from evalkit.power import Plan
     from evalkit.saes.labels import FeatureLabel
 
 VERDICTS = {"pass": "✓ PASS", "fail": "✕ FAIL", "inconclusive": "◇ INCONCLUSIVE"}
@@ -154,6 +155,20 @@ def gates(judged: GateReport) -> Table:
             figure(g.n_needed),
             VERDICTS[g.verdict],
         )
+    return table
+
+
+def power(plans: Mapping[str, Plan], difference: float | None) -> Table:
+    """Per failure mode: items, groups, and the smallest difference that they can see."""
+    heads = ["failure mode", "n", "groups", "design effect", "sees unpaired", "sees paired"]
+    if difference is not None:
+        heads += [f"n for {difference:g} unpaired, per run", f"n for {difference:g} paired"]
+    table = Table(*heads)
+    for mode, p in plans.items():
+        seen = [f"{d:.1%}" if d is not None else "nothing" for d in (p.unpaired, p.paired)]
+        needed = [f"{n:,}" if n is not None else "–" for n in (p.n_unpaired, p.n_paired)]
+        row = [mode, str(p.n), str(p.n_groups), f"{p.design_effect:.2f}", *seen]
+        table.add_row(*row, *(needed if difference is not None else []))
     return table
 
 
