@@ -100,8 +100,8 @@ def suite_show(
     """Show a suite's probes, counts, and one rendered example of each; or plan with --power.
 
     --power prints, per failure mode, the smallest difference between two runs' rates that is seen with 80 %
-    power at the 5 % level, two-sided: unpaired (other items each time), and paired (the same items twice, exact
-    McNemar test). --base-rate and --icc default to the worst case; --changing is an assumption that a first
+    power at the 5 % level, two-sided: unpaired (other items each time), and paired (the same items twice, by the
+    exact McNemar test). --base-rate and --icc default to the worst case; --changing is an assumption that a first
     comparison replaces. --difference 0.1 adds how many items a difference of ten points needs.
 
     Example: evalkit suite show strategic-deception --power --difference 0.1

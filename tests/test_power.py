@@ -68,7 +68,7 @@ def test_the_paired_change_is_seen_in_eight_of_ten_simulated_audits(n: int, chan
 
 
 def test_grouped_items_see_what_their_design_effect_says() -> None:
-    """Items of a group fail together: a test that looks at groups has the planned power, none of items would."""
+    """Items of a group fail together: a test over groups has the planned power."""
     rng, sizes = np.random.default_rng(3), [4] * 60
     plan = power.plan(sizes, Assumed(icc=1.0, base_rate=0.2))
     assert plan.design_effect == 4.0 and plan.unpaired is not None
