@@ -99,10 +99,10 @@ def suite_show(
 ) -> None:
     """Show a suite's probes, counts, and one rendered example of each; or plan with --power.
 
-    --power prints, per failure mode, the smallest difference between two runs' rates that is seen with 80 %
-    power at the 5 % level, two-sided: unpaired (other items each time), and paired (the same items twice, by the
-    exact McNemar test). --base-rate and --icc default to the worst case; --changing is an assumption that a first
-    comparison replaces. --difference 0.1 adds how many items a difference of ten points needs.
+    --power prints, per failure mode, the smallest difference between two runs' rates that is seen with
+    80 % power at the 5 % level, two-sided: unpaired (other items each time), and paired (the same items
+    twice, by the exact McNemar test). --base-rate and --icc default to the worst case; --changing is an
+    assumption that a first comparison replaces. --difference 0.1: how many items ten points need.
 
     Example: evalkit suite show strategic-deception --power --difference 0.1
     """
