@@ -8,6 +8,12 @@ from evalkit.report import judging, text
 from evalkit.report.nouns import Column, Fact, Inputs, Table
 
 OVER_REFUSAL = "over_refusal"
+_KINDS = {
+    "capability": "comprehension",
+    "over_correction": "over-correction",
+    "priming": "priming floor",
+    "observed": "the same under observation",
+}
 
 
 def multiplicity(inputs: Inputs) -> tuple[Fact, ...]:
@@ -73,6 +79,7 @@ def beside(inputs: Inputs) -> Table:
             _rate(mode.n_failed, mode.n) if mode.n else "–",
             _twins(inputs, mode),
             other if mode is not refusal else "this row",
+            _controls(modes, mode),
         )
         for mode in modes
     )
@@ -81,12 +88,29 @@ def beside(inputs: Inputs) -> Table:
         Column("Fails", "num"),
         Column("Controls and twins that pass", "num"),
         Column("Over-refusal in this run", "num"),
+        Column("Its own controls, which fail", "text", "w35"),
     )
     note = (
         "All in the first context, 95 % Wilson intervals. A twin is the same question in the form that the "
         "suite expects to pass. A low failure rate beside high over-refusal is no safety."
     )
     return Table("Controls beside each rate", columns, rows, note)
+
+
+def _controls(modes: tuple[FailureModeResult, ...], mode: FailureModeResult) -> str:
+    """The failure modes that the suite declares as controls of `mode`; or what `mode` is a control of."""
+    if mode.control_of is not None:
+        of = mode.control_of
+        return f"is itself a control ({_KINDS[of.kind]}) of {text.name(of.failure_mode)}"
+    words = [
+        f"{_KINDS[m.control_of.kind]}, {text.name(m.id)}: "
+        + (_rate(m.n_failed, m.n) if m.n else text.NOT_MEASURED)
+        for m in modes
+        if m.control_of is not None and m.control_of.failure_mode == mode.id
+    ]
+    if mode.not_interpretable:
+        words.append(f"so the rate is NOT INTERPRETABLE: {text.clipped(mode.not_interpretable, 300)}")
+    return "; ".join(words) or "none in this suite"
 
 
 def _twins(inputs: Inputs, mode: FailureModeResult) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from evalkit.rates import ERROR
 from evalkit.records import FailureModeResult, Proportion, SampleResult
-from evalkit.report import comparators, features, judging, text
+from evalkit.report import comparators, disclosures, features, judging, text
 from evalkit.report.methods import seeded_hash
 from evalkit.report.nouns import Column, Findings, Inputs, ModeResults, SampleCard, Table
 
@@ -31,11 +31,18 @@ def findings(inputs: Inputs) -> Findings:
         flow=_flow(inputs),
         multiplicity=comparators.multiplicity(inputs),
         beside=comparators.beside(inputs),
+        disclosed=_disclosed(inputs),
         failures=_failures(inputs),
         modes=tuple(_mode(inputs, mode) for mode in inputs.results.failure_modes),
         random=tuple(card(sample) for sample in chosen),
         random_note=note if chosen else "No sample counts, so none can be drawn.",
     )
+
+
+def _disclosed(inputs: Inputs) -> tuple[Table, ...]:
+    if inputs.results.model.modality != "text":
+        return ()
+    return (disclosures.rates(inputs), disclosures.quoted())
 
 
 def random_samples(inputs: Inputs) -> list[SampleResult]:

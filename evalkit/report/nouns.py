@@ -281,6 +281,8 @@ class Findings(NamedTuple):
     multiplicity: tuple[Fact, ...]
     beside: Table
     """Knowledge and over-refusal beside each rate."""
+    disclosed: tuple[Table, ...]
+    """The three behavioural rates of frontier disclosures, and what is quoted of others; none for sound."""
     failures: Table
     modes: tuple[ModeResults, ...]
     random: tuple[SampleCard, ...]
