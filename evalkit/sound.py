@@ -41,6 +41,8 @@ def decode_clip(data: bytes, name: str) -> Pcm:
     soundfile = _soundfile()
     if not data:
         refuse("the file is empty", "give a clip with sound in it")
+    if _states_0_hz(data):  # libsndfile would only say that something is incomplete
+        refuse("sample rate 0 Hz", f"give {MIN_RATE_HZ} to {MAX_RATE_HZ} Hz")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if not MIN_RATE_HZ <= file.samplerate <= MAX_RATE_HZ:
@@ -53,7 +55,7 @@ def decode_clip(data: bytes, name: str) -> Pcm:
                 refuse("holds no samples", "give a clip with sound in it")
             rate, samples = file.samplerate, file.read(dtype="float64", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).partition(">: ")[2] or str(error)  # without an object's address
         refuse(f"not readable as sound ({reason})", "give a WAV, FLAC or OGG file")
     if not np.isfinite(samples).all():
         refuse("holds samples that are not finite", "render the clip again")
@@ -62,6 +64,12 @@ def decode_clip(data: bytes, name: str) -> Pcm:
         divisor = np.gcd(rate, SAMPLE_RATE_HZ)
         mono = resample_poly(mono, SAMPLE_RATE_HZ // divisor, rate // divisor)
     return to_pcm(mono)
+
+
+def _states_0_hz(data: bytes) -> bool:
+    """Whether a WAV header states no sample rate."""
+    at = data.find(b"fmt ", 12, 4096)
+    return data[:4] == b"RIFF" and at >= 0 and data[at + 12 : at + 16] == bytes(4)
 
 
 def read_clip(path: Path) -> Pcm:

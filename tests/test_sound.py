@@ -57,7 +57,7 @@ def test_a_rate_of_0_hz_and_two_hours_are_found_in_the_header() -> None:
     wav = bytearray(file_of(np.zeros(100), subtype="PCM_16"))
     at = wav.index(b"fmt ") + 12
     wav[at : at + 4] = (0).to_bytes(4, "little")
-    with pytest.raises(SuiteError, match=r"a\.wav: (sample rate 0 Hz|not readable as sound)"):
+    with pytest.raises(SuiteError, match=r"a\.wav: sample rate 0 Hz; give 4000 to 192000 Hz"):
         decode_clip(bytes(wav), "a.wav")
     flac = file_of(np.zeros(7200 * 4000), 4000, "FLAC", "PCM_16")
     with pytest.raises(SuiteError, match="7200 s long"):
