@@ -131,7 +131,9 @@ def open_store(options: Options, prepared: Prepared) -> RunStore:
 
 def _keep_sounds(prepared: Prepared, folder: Path) -> None:
     """Every clip as heard, named by the digest of its samples, so that a third party can hear it again."""
-    for sha256, pcm in getattr(prepared.model, "sounds", {}).items():
+    heard = {s.clip.sha256 for s in prepared.plan.samples if s.clip is not None}
+    for sha256 in sorted(heard):
+        pcm = prepared.model.sounds[sha256]
         path = folder / "media" / f"{sha256}.flac"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)

@@ -117,8 +117,8 @@ def _axis(duration_s: float, below: float, height: float) -> list[str]:
     for n in range(int(duration_s / step) + 1):
         x = _LEFT + _WIDTH * n * step / duration_s
         parts.append(svg.line(x, _MEL_HEIGHT, x, height, svg.RULE, 0.5))
-        words = f"{n * step:g} s"
-        parts.append(svg.words_at(x + 2, below + 10, words, size=8, colour=svg.SOFT))
+        if x + 20 < _LEFT + _WIDTH:
+            parts.append(svg.words_at(x + 2, below + 10, f"{n * step:g} s", size=8, colour=svg.SOFT))
     return parts
 
 
@@ -181,9 +181,11 @@ def _drawn(lane: _Lane, duration_s: float, y: float) -> list[str]:
         )
         parts.append(_moment(n.position * FRAME_S, duration_s, about, drawn))
     words = f"{text.nats(lane.nodes[0].confirmed_nats)} nats"
-    x, w = _across(lane.nodes[0], duration_s)
-    near_end = x + w + 60 > _LEFT + _WIDTH
-    place, anchor = (x - 3, "end") if near_end else (x + w + 3, "start")
+    begin = min(_across(n, duration_s)[0] for n in lane.nodes)
+    end = max(sum(_across(n, duration_s)) for n in lane.nodes)
+    near_end = end + 60 > _LEFT + _WIDTH
+    before = begin - 3 if begin - 60 > _LEFT else _LEFT + _WIDTH
+    place, anchor = (before, "end") if near_end else (end + 3, "start")
     return [*parts, svg.words_at(place, y + 9, words, anchor=anchor, size=8, colour=svg.SOFT)]
 
 
