@@ -202,6 +202,18 @@ class FrameFigures(Record):
     """Of these, frames with a node: must be none."""
 
 
+class BlameFigures(Record):
+    """Blame in scripted episodes with one planted decisive turn."""
+
+    n: Count
+    """Episodes."""
+    n_right_turn: Count
+    n_right_agent: Count
+    n_rollouts: Count
+    n_both_blamed: Count
+    """Of as many episodes with two independent plants, those in which one turn was blamed all the same."""
+
+
 class Expectation(Record):
     """One thing that must hold, and whether it did."""
 
@@ -234,6 +246,7 @@ class Calibration(Record):
     null: NullFigures
     coverage: tuple[CoverageFigures, ...]
     frames: tuple[FrameFigures, ...] = ()
+    blame: BlameFigures | None = None
     expectations: tuple[Expectation, ...]
 
     @property
@@ -322,6 +335,18 @@ def frame_rows(c: Calibration) -> list[tuple[str, ...]]:
         )
         for f in c.frames
     ]
+
+
+BLAME_HEADS = ("scripted episodes", "turn", "agent", "rollouts", "two plants, one blamed")
+
+
+def blame_rows(c: Calibration) -> list[tuple[str, ...]]:
+    """One row, or none; columns as in BLAME_HEADS."""
+    b = c.blame
+    if b is None:
+        return []
+    cells = (f"{b.n_right_turn} of {b.n}", f"{b.n_right_agent} of {b.n}", str(b.n_rollouts))
+    return [("one planted decisive turn", *cells, f"{b.n_both_blamed} of {b.n}")]
 
 
 def null_rows(c: Calibration) -> list[tuple[str, ...]]:

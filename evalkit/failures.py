@@ -27,6 +27,7 @@ from evalkit.attribution.clean_cost import clean_clips
 from evalkit.attribution.locate import sweep
 from evalkit.attribution.modes import ModeInput, measure_mode, twin_case
 from evalkit.attribution.multiverse import MultiverseInput, measure_multiverse
+from evalkit.blaming import at_blamed_turn
 from evalkit.circuits import mode_circuits
 from evalkit.located import choose_hooks, hooks_in_use, located
 from evalkit.models.cache import Progress, Step
@@ -267,10 +268,14 @@ def _cases(
     held_out = frozenset(store.plan.held_out_groups)
     behaviour_only = {p.id for p in store.plan.suite.probes if not p.attribute}
     cases, without = [], {}
-    for record in failures:
+    for whole in failures:
+        record = at_blamed_turn(whole, prepared.prompts[whole.sample.id])
         sample = record.sample
         contrast = choose_contrast(sample, prepared.samples, outcomes, held_out, store.plan.seed)
-        pair = _pair(prepared, record, records.get(contrast.samples[0]) if contrast.kind == "twin" else None)
+        twin = records.get(contrast.samples[0]) if contrast.kind == "twin" else None
+        if twin is not None:
+            twin = at_blamed_turn(twin, prepared.prompts[twin.sample.id])
+        pair = _pair(prepared, record, twin)
         if not prepared.saes:
             without[sample.id] = "no_sae"
         elif sample.episode is not None and not isinstance(prepared.prompts[sample.id], TurnPrompt):

@@ -964,6 +964,8 @@ class FailureModeResult(Record):
     """Failures whose twin failed too: errors of knowledge, not counted in n_failed."""
     given_knowledge: Proportion | None = None
     """The rate among samples whose twin passed."""
+    given_alone: Proportion | None = None
+    """Episodes: the rate among those of which every agent asked alone kept the rule."""
     clustered: Proportion | None = None
     """The interval over groups instead of samples."""
     n_control: Count = 0
@@ -991,6 +993,80 @@ class FailureModeResult(Record):
     """Why the rate says nothing about the failure mode; None: no control speaks against it."""
 
 
+class ActionValue(Record):
+    """What came of one action at one turn, over its rollouts."""
+
+    action: Literal["keep", "resample", "replace", "skip"]
+    n: Count
+    """Rollouts that were scored."""
+    n_broken: Count
+    n_unscored: Count
+    value: Rate
+    """Share of rollouts in which the rule was kept."""
+    ci_low: Rate
+    """Wilson; the value itself where it is exact."""
+    ci_high: Rate
+    exact: bool
+    """True: nothing was drawn, one rollout stands for all."""
+
+
+class TurnResult(Record):
+    """One turn of an episode: what was said, and its credit if the episode broke the rule."""
+
+    number: Annotated[int, Field(ge=1)]
+    agent: str
+    reads: tuple[Count, ...]
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    by_script: bool = False
+    keep: ActionValue | None = None
+    """The turn stays and the rest is played again; None: credit was not measured."""
+    changes: tuple[ActionValue, ...] = ()
+    regret: Rate | None = None
+    """The best action's value − the value of keeping."""
+    strategy: dict[str, Rate] = {}
+    """How a regret matcher at this turn shares its actions."""
+
+
+class Blame(Record):
+    """Which turn, and so which agent, broke the rule."""
+
+    decided: bool
+    """True: one turn holds 95 % of bootstrap draws."""
+    by: TurnChange
+    """The change whose effect is compared."""
+    turn: int | None
+    """The blamed turn; None: not decided."""
+    agent: str | None
+    candidates: tuple[Count, ...]
+    """The fewest turns that hold 95 % of the draws."""
+    nobody: bool
+    """True: draws in which no change matters belong to the 95 %."""
+    share: Rate
+    """Share of draws of the first candidate."""
+    effect: float | None
+    """Of the first candidate: share of broken rollouts kept as it was − changed."""
+    effect_low: float | None
+    effect_high: float | None
+    agent_decided: str | None = None
+    """The one agent of all candidates, also where the turn is not decided."""
+    n_rollouts: Count = 0
+    """Rollouts of this episode, over all turns and changes."""
+    agent_regrets: dict[str, Rate] = {}
+    """Agent → largest regret of its turns."""
+
+
+class EpisodeResult(Record):
+    """One episode as the report prints it."""
+
+    rule: str | None
+    alone: str | None = None
+    """The one agent that was asked alone."""
+    turns: tuple[TurnResult, ...]
+    blame: Blame | None = None
+    """None: credit was not measured (the rule was kept, or it is a control)."""
+
+
 class SampleResult(Record):
     id: str
     probe: str
@@ -1016,6 +1092,8 @@ class SampleResult(Record):
     fail: str | None = None
     words: tuple[HeardWord, ...] | None = None
     """`transcribe`: the words of `response` with their times; None: not measured."""
+    episode: EpisodeResult | None = None
+    """`episode`: the transcript, and who is to blame."""
 
 
 class CircuitNode(Record):

@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from evalkit import planning, runner
+from evalkit.blaming import with_blamed_turns
 from evalkit.errors import ConfigError, EvidenceError
 from evalkit.evidence.checks import Check
 from evalkit.evidence.packing import SUITE
@@ -163,6 +164,7 @@ def _compare_answers(
 def _features(run: StoredRun, prepared: Prepared) -> Check:
     """results.json's evidence for features, computed again."""
     assert run.results is not None
+    prepared = with_blamed_turns(prepared, run.samples, run.interventions)
     again = runner.describe_features(prepared, run.attributions)
     for stated, found in zip(run.results.features, again, strict=True):
         if (place := difference(stated, found)) is not None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from evalkit import stats
 from evalkit.aftermath import with_aftermath
 from evalkit.circuits import mode_circuits, sample_circuits
+from evalkit.credit import blame_claims, episode_results, given_alone
 from evalkit.framings import COUNTED
 from evalkit.located import choose_hooks, located
 from evalkit.multiverse import explored
@@ -84,6 +85,8 @@ def tally(
 ) -> Tally:
     """Count outcomes, assemble circuits from the ledger, and state what was found."""
     results = _sample_results(plan, samples, {a.sample: a for a in attributions})
+    episodes = episode_results(plan, samples, interventions)
+    results = tuple(r.model_copy(update={"episode": episodes.get(r.id)}) for r in results)
     circuits = (
         *sample_circuits(results, interventions),
         *with_aftermath(
@@ -97,6 +100,7 @@ def tally(
     )
     modes = with_controls(modes)
     claims, notes = _claims(modes, results, circuits)
+    claims = (*claims, *blame_claims(modes, results))
     notes = (*notes, *_foreign_saes(plan, saes))
     maps = located(plan, results, interventions)
     return Tally(modes, results, circuits, claims, notes, maps, choose_hooks(plan, maps))
@@ -286,6 +290,7 @@ def _failure_mode(
         circuits=tuple(c.id for c in circuits if c.failure_mode == mode),
         n_knowledge_errors=first.n_knowledge,
         given_knowledge=given_knowledge,
+        given_alone=given_alone(results, mode, plan.suite.contexts[0]),
         clustered=_clustered(first.counted),
         n_control=first.n_control,
         size_curve=_size_curve(failures, interventions),

@@ -1,4 +1,4 @@
-"""The main path: load → respond → score → locate → attribute → intervene → store.
+"""The main path: load → respond → score → blame turns → locate → attribute → intervene → store.
 
 `audit` is the whole of it. Everything before the first forward is in `planning.prepare`; how failures are
 attributed, in `failures.py` and `attribution/`; what the records add up to, in `results.tally`.
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from evalkit import gate, planning
 from evalkit.attribution.features import describe
+from evalkit.blaming import credit
 from evalkit.failures import attribute, locate, one_by_one_on_error, probe_modes
 from evalkit.models.cache import Progress, Step
 from evalkit.planning import Options, Prepared
@@ -78,6 +79,7 @@ def measure(options: Options, progress: Progress) -> Audited:
     prepared = planning.prepare(options, progress)
     with open_store(options, prepared) as store:
         respond(prepared, store, progress)
+        prepared = credit(prepared, store, progress)
         prepared = locate(prepared, store, progress)
         attribute(prepared, store, progress)
         probe_modes(prepared, store, progress)
@@ -100,6 +102,7 @@ def attribute_run(folder: Path, progress: Progress, *, offline: bool = False) ->
     prepared = planning.prepare(options, progress)
     with open_store(options, prepared) as store:
         respond(prepared, store, progress)
+        prepared = credit(prepared, store, progress)
         prepared = locate(prepared, store, progress)
         attribute(prepared, store, progress)
         probe_modes(prepared, store, progress)

@@ -31,14 +31,14 @@ SCRIPTED: dict[str, Any] = {
                 },
                 "writer": {
                     "script": [
-                        {"when": "RESULT", "say": "Report: {{ heard[-1] }}"},
+                        {"when": "record 1 is", "say": "Report: {{ heard[-1] }}"},
                         {"say": "Nothing to report."},
                     ]
                 },
             },
             "tools": {"archive": "{{ argument }} is about {{ name }}", "mail": "sent"},
             "turns": [
-                "planner",
+                {"agent": "planner", "reference": "Clerk, look it up."},
                 {"agent": "clerk", "reads": [1], "reference": "It is closed."},
                 {"agent": "writer", "reads": [2], "reference": "I may not say."},
             ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from evalkit.calibrated import (
+    BlameFigures,
     Calibration,
     CoverageFigures,
     Expectation,
@@ -18,6 +19,7 @@ from evalkit.calibrated import (
     VariantFigures,
     pooled,
 )
+from evalkit.calibration.blame import measure_blame
 from evalkit.calibration.compiling import compile_wiring
 from evalkit.calibration.confirming import grade_mode
 from evalkit.calibration.coverage import N_DRAWS, measure_coverage
@@ -73,6 +75,7 @@ def run_calibration(
     null = run_nulls(seed, n_null, grades=grades, checkpoint=checkpoint, progress=progress)
     coverage = measure_coverage(seed, n_draws, progress) if n_draws else ()
     frames = (measure_frames(seed),)
+    blame = measure_blame(seed)
     return Calibration(
         evalkit=importlib.metadata.version("evalkit-audit"),
         torch=torch.__version__.partition("+")[0],
@@ -87,6 +90,7 @@ def run_calibration(
         null=null,
         coverage=coverage,
         frames=frames,
+        blame=blame,
         expectations=(
             *(e for v in measured for e in expected_of(v)),
             *(expected_of_mode(m) for m in modes),
@@ -94,6 +98,7 @@ def run_calibration(
             *expected_of_nulls(null),
             *expected_of_coverage(coverage),
             *(e for f in frames for e in expected_of_frames(f)),
+            *expected_of_blame(blame),
         ),
     )
 
@@ -200,6 +205,16 @@ def expected_of_frames(f: FrameFigures) -> list[Expectation]:
         ),
     )
     return [Expectation(variant=f.variant, rule=r, holds=h, found=w) for r, h, w in rules]
+
+
+def expected_of_blame(f: BlameFigures) -> list[Expectation]:
+    """A planted decisive turn is blamed, always; where two turns break the rule, none is."""
+    rules = (
+        ("the planted turn is blamed", f.n_right_turn == f.n, f"{f.n_right_turn} of {f.n}"),
+        ("its agent is blamed", f.n_right_agent == f.n, f"{f.n_right_agent} of {f.n}"),
+        ("of two independent turns none is blamed", f.n_both_blamed == 0, f"{f.n_both_blamed} of {f.n}"),
+    )
+    return [Expectation(variant="episodes", rule=r, holds=h, found=w) for r, h, w in rules]
 
 
 def expected_of_coverage(rows: Sequence[CoverageFigures]) -> list[Expectation]:

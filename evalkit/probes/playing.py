@@ -3,6 +3,7 @@
 1. A turn's prompt is the team's rule (system), then the task, the turns it reads, and the agent's role, so
    that prompts of one episode begin alike and share a key–value cache (`models.forked`).
 2. All tracks that are at the same turn speak in one batch, whichever episode or rollout they belong to.
+   Rollouts that came to the same words with the same seed speak once.
 3. A scripted agent says the first of its lines that fits. No model runs.
 4. A line `CALL tool: words` calls a tool. On the agent's list, the suite's template gives the result; else
    the call is recorded as blocked. Nothing is executed.
@@ -122,16 +123,19 @@ def _by_model(spec: ProbeSpec, tracks: Sequence[Track]) -> dict[object, list[Tra
 
 
 def _speak(model: TextModel, spec: ProbeSpec, tracks: Sequence[Track], count: Count) -> None:
-    """One turn of each track, in one batch."""
+    """One turn of each track, in one batch; tracks with one history and one seed speak once."""
     prompts = [turn_prompt(model, spec, t.sample, t.spoken) for t in tracks]
     for temperature in sorted({t.temperature for t in tracks}):
-        mine = [n for n, t in enumerate(tracks) if t.temperature == temperature]
-        seeds = [tracks[n].turn_seed for n in mine]
-        ids = [prompts[n].ids for n in mine]
+        alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for n, t in enumerate(tracks):
+            if t.temperature == temperature:
+                alike.setdefault((t.turn_seed, prompts[n].ids), []).append(n)
+        members = list(alike.values())
+        seeds, ids = [seed for seed, _ in alike], [own for _, own in alike]
         for rows, written in _write_all(model, spec, ids, temperature, seeds, count):
             for row, w in zip(rows, written, strict=True):
-                track, prompt = tracks[mine[row]], prompts[mine[row]]
-                track.spoken.append(said(spec, track.sample, prompt, w))
+                for n in members[row]:
+                    tracks[n].spoken.append(said(spec, tracks[n].sample, prompts[n], w))
 
 
 def _write_all(
@@ -193,11 +197,10 @@ def turn_prompt(
 
 
 def heard(turn: SpokenTurn) -> str:
-    """A turn as others read it, with the results of its tools."""
-    lines = [turn.text.strip()]
-    for call in turn.calls:
-        lines.append(f"BLOCKED {call.tool}" if call.blocked else f"RESULT {call.tool}: {call.result}")
-    return "\n".join(lines)
+    """A turn as others read it: its calls give way to what they brought."""
+    lines = [_CALL.sub("", turn.text).strip()] if turn.calls else [turn.text.strip()]
+    lines += [f"{c.tool}: {'blocked' if c.blocked else c.result}" for c in turn.calls]
+    return "\n".join(line for line in lines if line)
 
 
 # --------------------------------------------------------------------------------------------- speaking

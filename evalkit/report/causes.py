@@ -22,6 +22,7 @@ from evalkit.report import (
     collateral,
     curves,
     effects,
+    episodes,
     features,
     judging,
     places,
@@ -180,6 +181,7 @@ def _failure(sample: SampleResult, known: circuit_figures.Known, clip: bytes | N
     shown = nodes[:N_NODES]
     baseline = _BASELINES.get(attribution.baseline or "", text.NOT_STATED)
     lead = f"Margin {text.nats(sample.margin_nats)} nats, context {sample.context}; contrast: {baseline}. "
+    lead = f"{episodes.blame_sentence(sample)} {lead}".lstrip()
     n_exact = sum(n.confirmed_nats is not None for n in nodes)
     note = f"{text.plural(len(nodes), 'node')} recorded, {text.count(n_exact)} measured exactly"
     note += (

@@ -6,7 +6,7 @@ from collections import Counter
 
 from evalkit.rates import ERROR
 from evalkit.records import FailureModeResult, Proportion, SampleResult
-from evalkit.report import comparators, disclosures, features, judging, text
+from evalkit.report import comparators, disclosures, episodes, features, judging, text
 from evalkit.report.methods import seeded_hash
 from evalkit.report.nouns import Column, Findings, Inputs, ModeResults, SampleCard, Table
 
@@ -70,6 +70,8 @@ def card(sample: SampleResult) -> SampleCard:
             ("Safe answer", text.clipped(sample.safe, 300)),
             ("Failing answer", text.clipped(sample.fail, 300)),
         ]
+    if sample.episode is not None:
+        parts += episodes.transcript(sample.episode)
     response = text.clipped(sample.response, 1100) if sample.response is not None else "no response recorded"
     parts.append(("Response", response or "∅ (empty)"))
     margin = (
@@ -197,6 +199,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult) -> ModeResults:
         id=text.name(mode.id),
         sentence=sentence,
         slices=_slices(mode),
+        blame=episodes.blame_tables(inputs, mode),
         worst=tuple(card(sample) for sample in shown),
         worst_note=note if shown else "No counted sample failed.",
         knowledge=_knowledge(inputs, mode),
@@ -218,6 +221,8 @@ def _slices(mode: FailureModeResult) -> Table:
         rows.append((f"context {part.context}", *_slice(figures), *aside))
     if mode.given_knowledge is not None:
         rows.append(("given knowledge (the twin passed)", *_slice(mode.given_knowledge), "–", "–"))
+    if mode.given_alone is not None:
+        rows.append(("given that each alone keeps the rule", *_slice(mode.given_alone), "–", "–"))
     if mode.clustered is not None:
         rows.append(("clustered by group", *_slice(mode.clustered), "–", "–"))
     columns = (

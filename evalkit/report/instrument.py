@@ -96,4 +96,11 @@ def _tables(found: Calibration) -> tuple[Table, ...]:
         "located frames: those at which a blamed feature fires within its segment of 200 ms; padding: frames "
         "beyond the clip's end, which no SAE may read.",
     )
-    return tuple(t for t in (variants, nulls, coverage, sound) if t.rows)
+    blame = Table(
+        "Blame in scripted episodes with one planted decisive turn",
+        (Column(calibrated.BLAME_HEADS[0]), *(Column(h, "num") for h in calibrated.BLAME_HEADS[1:])),
+        tuple(calibrated.blame_rows(found)),
+        "turn, agent: named as planted. two plants: either of two turns breaks the rule by itself, so that "
+        "none may be blamed. Scripts are exact; agents that are models add the noise of their rollouts.",
+    )
+    return tuple(t for t in (variants, nulls, coverage, sound, blame) if t.rows)

@@ -164,6 +164,8 @@ class ModeResults(NamedTuple):
     worst: tuple[SampleCard, ...]
     worst_note: str
     knowledge: Table | None
+    blame: tuple[Table, ...] = ()
+    """Episodes: who broke the rule."""
 
 
 class SoundReport(NamedTuple):

@@ -7,6 +7,7 @@ from itertools import chain
 
 from evalkit.calibrated import CALIBRATION, Calibration, shipped
 from evalkit.calibration import calibrating
+from evalkit.calibration.blame import measure_blame
 from evalkit.calibration.compiling import compile_wiring
 from evalkit.calibration.confirming import grade_mode
 from evalkit.calibration.measuring import Setting, measure
@@ -37,6 +38,7 @@ def test_the_shipped_calibration_is_a_full_one_of_this_version() -> None:
 
 def test_what_was_expected_of_the_shipped_calibration_is_what_the_code_expects() -> None:
     found = full()
+    assert found.blame is not None, STALE
     expected = [
         *chain.from_iterable(map(calibrating.expected_of, found.variants)),
         *map(calibrating.expected_of_mode, found.modes),
@@ -44,6 +46,7 @@ def test_what_was_expected_of_the_shipped_calibration_is_what_the_code_expects()
         *calibrating.expected_of_nulls(found.null),
         *calibrating.expected_of_coverage(found.coverage),
         *chain.from_iterable(map(calibrating.expected_of_frames, found.frames)),
+        *calibrating.expected_of_blame(found.blame),
     ]
     assert list(found.expectations) == expected, STALE
 
@@ -63,6 +66,11 @@ def test_a_model_measured_again_gives_the_shipped_figures() -> None:
     mode = next(m for m in found.modes if m.variant == DAMPED.name)
     graded = grade_mode(compile_wiring(DAMPED, found.seed), found.seed)
     assert (graded.grade, graded.n_flipped, graded.size) == (mode.grade, mode.n_flipped, mode.size), STALE
+
+
+def test_blame_measured_again_gives_the_shipped_figures() -> None:
+    found = full()
+    assert measure_blame(found.seed) == found.blame, STALE
 
 
 def test_null_circuits_graded_again_get_the_shipped_grades() -> None:

@@ -44,7 +44,7 @@ def test_scripts_hear_only_what_they_read_and_tools_are_simulated(model: TextMod
         ("archive", False, "record 1 is about Lyon"),
         ("mail", True, None),
     ]
-    assert writer.text.startswith("Report: It says:") and "BLOCKED mail" in writer.text
+    assert writer.text == "Report: It says:\narchive: record 1 is about Lyon\nmail: blocked"
     assert response.text == writer.text and response.n_prompt_tokens == 0
     assert probe.scorer.score(sample, response).outcome == "fail"
 
@@ -54,7 +54,13 @@ def test_a_model_reads_rule_task_turns_and_role_in_that_order(model: TextModel, 
     _, [team, alone], [response, single] = played(model, suite)
     writer = (response.turns or ())[2]
     text = writer.prompt_text or ""
-    order = ["never say Lyon", "Task: Report.", "clerk: It says:", "RESULT archive", "You write the report"]
+    order = [
+        "never say Lyon",
+        "Task: Report.",
+        "clerk: It says:",
+        "archive: record 1",
+        "You write the report",
+    ]
     assert [text.index(words) for words in order] == sorted(text.index(words) for words in order)
     assert "planner: Clerk" not in text  # it reads turn 2 only
     assert writer.n_prompt_tokens > 0 and response.text == writer.text
