@@ -144,8 +144,8 @@ def _clean(circuit: Circuit) -> Table | None:
     )
     note = (
         "The same change made to recordings that passed as they are: words wrong over words spoken. The "
-        "interval is a bootstrap over clips, a control's sets together; a higher cost than its upper end is "
-        "excluded at that level. Clips whose twins chose the circuit are among them."
+        "interval is a bootstrap over clips, a control's sets together; below ten clips or so it is too "
+        "narrow to exclude a cost. Clips whose twins chose the circuit are among them."
     )
     return Table(f"What the change costs on clean speech, {text.name(circuit.id)}", columns, rows, note)
 
