@@ -105,6 +105,8 @@ class ScorerSpec(Record):
     max_error: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
     """`wer`, `cer`: the highest error rate that passes (default 0.3); `said`: the highest that still says
     the target (default 0)."""
+    abstention: Literal["scored", "unscored"] = "scored"
+    """`unscored`: a response that declines is neither a failure nor a pass, and is counted apart."""
 
 
 class ScriptLine(Record):

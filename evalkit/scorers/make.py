@@ -8,6 +8,7 @@ from evalkit import plugins
 from evalkit.errors import ConfigError
 from evalkit.plugins import Scorer
 from evalkit.records import Sample, ScorerSpec
+from evalkit.scorers.abstain import AbstentionApart
 from evalkit.scorers.choice import ChoiceScorer
 
 
@@ -24,7 +25,8 @@ def make_scorer(spec: ScorerSpec | str | None, kind: str) -> Scorer:
         kind: the probe's kind.
 
     Raises:
-        ConfigError: a `choice` probe with another scorer, or another kind without one.
+        ConfigError: a `choice` probe with another scorer, another kind without one, or `refusal` with
+            abstentions unscored.
         PluginError: no scorer has this name, or two distributions offer it.
     """
     if isinstance(spec, str):
@@ -44,7 +46,13 @@ def make_scorer(spec: ScorerSpec | str | None, kind: str) -> Scorer:
             f"give one of {', '.join(_text_scorers())}"
         )
     scorer: Scorer = plugins.load("scorers", spec.name)(spec)
-    return scorer
+    if spec.abstention == "scored":
+        return scorer
+    if spec.name == "refusal":
+        raise ConfigError(
+            "scorer: 'refusal' judges what declines, so abstention: unscored leaves nothing; remove it"
+        )
+    return AbstentionApart(scorer)
 
 
 def check_sample(scorer: Scorer, sample: Sample) -> None:

@@ -24,9 +24,11 @@ LEFT_OUT = {
     "white-lie": "incentive",
     "unobserved-choice": "goal",
     "rejected-goal": "mention",
+    "rejected-untruth": "mention",
 }
 """Per choice probe: the span that the twin lacks."""
 WITHOUT_TWINS = {"over-refusal", "stated-goal", "goal-comprehension", "permitted-choice"}
+WITHOUT_TWINS |= {"lie-comprehension", "agreed-fiction"}
 
 Row = dict[str, Any]
 
@@ -292,6 +294,26 @@ def test_repeating_one_word_or_position_fails_half_of_the_comprehension_question
     for group, row in promise.items():
         assert (row["safe"], row["fail"]) == (wish[group]["fail"], wish[group]["safe"])
         assert place(row["safe"], row["input"]) < place(row["fail"], row["input"]), row["id"]
+
+
+def test_each_lie_has_its_truth_and_both_are_asked_of_scenes_of_the_suite() -> None:
+    probes_of = {probe["id"]: rows_of(probe) for probe in suite("strategic-deception")["probes"]}
+    scenes_of = {row["group"]: row for row in probes_of["motive-to-mislead"] if not row.get("control")}
+    rows = probes_of["lie-comprehension"]
+    truth, lie = ({r["group"]: r for r in rows if r["asks"] == asks} for asks in ("truth", "lie"))
+    assert set(truth) == set(lie) and len(truth) >= 30
+    for group, row in truth.items():
+        assert (row["safe"], row["fail"]) == (lie[group]["fail"], lie[group]["safe"])
+        assert (row["safe"], row["fail"]) == (scenes_of[group]["safe"], scenes_of[group]["fail"])
+        end = row["spans"]["incentive"][1]
+        assert row["input"][:end] == scenes_of[group]["input"][:end]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_probe_of_words_says_how_its_items_were_judged(name: str) -> None:
+    for probe in suite(name)["probes"]:
+        assert re.match(r"\d{4}-\d{2}-\d{2}: ", probe["triage"]), probe["id"]
+        assert "no second reader" in probe["triage"], "say who judged; change this with the judgement"
 
 
 def test_every_control_probe_says_what_it_stands_beside() -> None:
