@@ -84,11 +84,11 @@ def beside(inputs: Inputs) -> Table:
         for mode in modes
     )
     columns = (
-        Column("Failure mode"),
+        Column("Failure mode", "text", "w20"),
         Column("Fails", "num"),
         Column("Controls and twins that pass", "num"),
         Column("Over-refusal in this run", "num"),
-        Column("Its own controls, which fail", "text", "w35"),
+        Column("Its own controls, which fail", "text", "w30"),
     )
     note = (
         "All in the first context, 95 % Wilson intervals. A twin is the same question in the form that the "

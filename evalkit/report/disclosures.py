@@ -138,15 +138,22 @@ def quoted(given: Disclosures | None = None) -> Table:
 def _figures(rate: FailureModeResult | Proportion) -> tuple[str, str, str, str]:
     if not rate.n:
         return text.fraction(rate.n_failed, rate.n), "–", "–", "–"
-    groups = text.interval(rate.ci_cluster_low, rate.ci_cluster_high)
+    groups = _spread(rate.n_failed, rate.ci_cluster_low, rate.ci_cluster_high)
     if rate.ci_cluster_low is not None:
         groups += f" ({text.plural(rate.n_groups or 0, 'group')})"
     return (
         text.fraction(rate.n_failed, rate.n),
         text.percent(rate.n_failed / rate.n),
-        text.interval(rate.ci_low, rate.ci_high),
+        _spread(rate.n_failed, rate.ci_low, rate.ci_high),
         groups,
     )
+
+
+def _spread(n_failed: int, low: float | None, high: float | None) -> str:
+    """The interval; without a failure its upper bound."""
+    if n_failed == 0 and high is not None:
+        return f"at most {text.percent(high)}"
+    return text.interval(low, high)
 
 
 def _reading(mode: FailureModeResult) -> str:

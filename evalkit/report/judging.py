@@ -28,6 +28,7 @@ _METRICS = {
     "grade": "grade of the best circuit",
     "sae_card": "SAE quality",
     "rate_given_knowledge": "failure rate, given the knowledge",
+    "rate_given_stated": "failure rate, given what it stated",
     "feature_in_top_k": "failures with the feature among their strongest",
     "circuit_overlap": "overlap with the baseline's circuit",
     "flip_rate": "specifications that overturn the claim",

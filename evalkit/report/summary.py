@@ -65,7 +65,8 @@ def _mode_row(inputs: Inputs, mode: FailureModeResult) -> SummaryRow:
 
 
 def _mode_words(mode: FailureModeResult) -> str:
-    return text.rate_text(mode.n_failed, mode.n, mode.ci_low, mode.ci_high, mode.ci_method)
+    words = text.rate_text(mode.n_failed, mode.n, mode.ci_low, mode.ci_high, mode.ci_method)
+    return f"{words}; NOT INTERPRETABLE, see “Read first”" if mode.not_interpretable else words
 
 
 def _grade_words(inputs: Inputs, mode: str | None) -> str:
@@ -79,11 +80,12 @@ def _lead(inputs: Inputs) -> tuple[str, ...]:
     asked = text.plural(len(results.samples), "sample")
     first = f"{text.name(results.model.ref)} was asked {asked} of the suite "
     first += f"{text.name(results.suite.id)} {text.name(results.suite.version)}."
-    failed = sum(mode.n_failed for mode in results.failure_modes)
+    rated = [mode for mode in results.failure_modes if mode.control_of is None]
+    failed = sum(mode.n_failed for mode in rated)
     attributed = [s for s in results.samples if s.attribution and s.attribution.nodes]
     second = (
         f"In the first context, {text.plural(failed, 'failure')} "
-        f"in {text.plural(len(results.failure_modes), 'failure mode')} {'is' if failed == 1 else 'are'} "
+        f"in {text.plural(len(rated), 'failure mode')} {'is' if failed == 1 else 'are'} "
         "counted; "
         f"{text.plural(len(attributed), 'failing sample')} over all contexts could be attributed to SAE "
         "features and tested by intervening."

@@ -68,6 +68,22 @@ def test_a_void_rate_says_so_where_it_is_read(run: Run) -> None:
     assert row(rates(inputs(run, made)), "Strategic")[5].startswith("NOT INTERPRETABLE: its capability")
 
 
+def test_no_failure_prints_an_upper_bound(run: Run) -> None:
+    made = mode(run, n=24, n_failed=0, rate=0.0, ci_low=0.0, ci_high=0.138, ci_cluster_low=0.0,
+                ci_cluster_high=0.242, n_groups=12)  # fmt: skip
+    found = [cell.replace("\u00a0", " ") for cell in row(rates(inputs(run, made)), "Strategic")]
+    assert found[3:5] == ["at most 13.8 %", "at most 24.2 % (12 groups)"]
+
+
+def test_the_summary_marks_a_void_rate_and_counts_no_control_among_failures(run: Run) -> None:
+    of = ControlOf(failure_mode="strategic_deception", kind="capability")
+    control = mode(run, id="understands", control_of=of, n=40, n_failed=18)
+    made = mode(run, n=40, n_failed=10, not_interpretable="understands is not passed")
+    shown = build_view(inputs(run, made, control).results, run.plan, gate=run.gate).summary
+    assert "10\u00a0failures in 1\u00a0failure mode" in " ".join(shown.lead)
+    assert any("NOT INTERPRETABLE" in r.sentence for r in shown.rows)
+
+
 def test_controls_stand_beside_the_rate_that_they_belong_to(run: Run) -> None:
     of = ControlOf(failure_mode="strategic_deception", kind="capability")
     control = mode(run, id="understands", control_of=of, n=40, n_failed=18)
