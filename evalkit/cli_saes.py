@@ -120,18 +120,29 @@ def sae_evaluate(
     ref: Annotated[str, typer.Argument(help="A shipped SAE's name, or a folder.")],
     model: ModelOpt = "smollm2-135m-instruct-q4_1",
     corpus: CorpusOpt = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run", help="Judge it on this run's failures and passes as well.")
+    ] = None,
+    other_seed: Annotated[
+        list[str] | None, typer.Option("--other-seed", help="The same SAE from another seed; repeatable.")
+    ] = None,
+    card: Annotated[bool, typer.Option("--write-card", help="Put the figures on the SAE's card.")] = False,
     offline: OfflineOpt = False,
 ) -> None:
-    """Judge an SAE on held-out text, beside a frozen-random SAE of its shape."""
-    from evalkit.sae_runs import evaluate_for
+    """Judge an SAE on held-out text, beside a frozen-random SAE of its shape and a dense probe.
 
+    Example: evalkit sae evaluate my-saes/layers.16 --run runs/sycophancy --other-seed my-saes/layers.16.seed1
+    """
+    from evalkit.sae_runs import EvaluateOptions, evaluate_for
+
+    asked = EvaluateOptions(ref, model or "", corpus, run_dir, other_seed or (), card, offline)
     with progress_bars() as progress:
-        judged = evaluate_for(ref, model or "", corpus, offline, progress)
-    names = list(judged)
-    table = Table("figure", *names)
-    for field in type(judged[names[0]].quality).model_fields:
-        table.add_row(field, *(tables.figure(getattr(judged[n].quality, field)) for n in names))
-    out.print(table)
+        found = evaluate_for(asked, progress)
+    for table in tables.judged(found.judged["sae"].quality, found.judged["random"].quality, found.on_run):
+        out.print(table)
+    out.print(tables.probing(found.probing))
+    stability = "not measured: give --other-seed" if found.seed_stability is None else found.seed_stability
+    out.print(f"Seed stability (share of features that another seed found, cosine ≥ 0.7): {stability}")
 
 
 @app.command("label")

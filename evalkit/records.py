@@ -467,6 +467,44 @@ class SaeQuality(Record):
     """The same with mean ablation as the floor."""
     dead_share: float | None
     """Share of features that never fired on the held-out tokens."""
+    dense_share: float | None = None
+    """Share of features that fired at more than a tenth of the held-out tokens."""
+    kl_nats: float | None = None
+    """Mean KL(clean ‖ with the reconstruction in its place) per predicted token, nats: 0 is lossless."""
+
+
+class SparseProbe(Record):
+    """How well a few features tell a concept apart, by AUROC on texts that the probe has not seen."""
+
+    concept: str
+    """What is told from everything else."""
+    n_train: Count
+    n_test: Count
+    """Texts, half of them each where there are as many."""
+    positive_share: Rate
+    """Share of the tested texts that have the concept."""
+    sae: dict[str, Rate]
+    """Number of features → AUROC of a logistic probe on that many, chosen on the training texts."""
+    random: dict[str, Rate]
+    """The same for the frozen-random SAE."""
+    dense: Rate
+    """AUROC of a logistic probe on the whole stream."""
+
+
+class RunQuality(Record):
+    """An SAE on the prompts of one run."""
+
+    run: str
+    """Id of the run."""
+    on_failures: SaeQuality | None
+    on_passes: SaeQuality | None
+    random_on_failures: SaeQuality | None
+    """The same for the frozen-random SAE."""
+    random_on_passes: SaeQuality | None
+    error_share: Rate | None
+    """Mean share of the effect that the run's SAEs, all hooks together, left unexplained in a failure."""
+    n_attributed: Count
+    """Failures behind `error_share`."""
 
 
 class SaeCard(Record):
@@ -496,6 +534,9 @@ class SaeCard(Record):
     """Positions that were not trained on and are not decomposed."""
     seed_stability: float | None = None
     """Share of features matched at cosine ≥ 0.7 in another seed."""
+    probing: tuple[SparseProbe, ...] = ()
+    """Empty: not measured."""
+    on_run: RunQuality | None = None
     training: dict[str, JsonValue] = {}
     """Hyperparameters, as given to the trainer."""
     notes: tuple[str, ...] = ()

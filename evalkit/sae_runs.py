@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -11,16 +11,23 @@ from evalkit.models.cache import Progress, Step
 from evalkit.models.fetch import wheel_member
 from evalkit.models.resolve import resolve_model
 from evalkit.models.text import TextModel, open_text_model
+from evalkit.records import Response, RunQuality, SaeCard, SparseProbe
 from evalkit.saes import catalogue
-from evalkit.saes.corpus import CorpusConfig, CorpusSource, build_corpus, load_corpus_config
+from evalkit.saes.coder import Sae
+from evalkit.saes.corpus import Chunk, CorpusConfig, CorpusSource, build_corpus, load_corpus_config
 from evalkit.saes.harvest import ChunkStreams, chunk_streams
-from evalkit.saes.judging import Judged, Limits
+from evalkit.saes.judging import Judged, Limits, evaluate
 from evalkit.saes.loaders import load_sae
-from evalkit.saes.train_run import Source, evenly, judge, train_saes
+from evalkit.saes.loaders.native import write_card
+from evalkit.saes.probing import of_sources, sparse_probes
+from evalkit.saes.stability import seed_stability
+from evalkit.saes.train_run import Source, evenly, floor_of, judge, limits_of, train_saes
 from evalkit.saes.training import Progress as TrainingProgress
 from evalkit.saes.training_config import SaeSpec, TrainingConfig
+from evalkit.store import StoredRun, read_run
 
 DEFAULT_CORPUS = Path(__file__).parent / "saes" / "corpora" / "smollm2-audit-mix.yaml"
+N_CE = 36  # chosen: about 6,000 predicted tokens
 N_HELD_OUT = 200  # chosen: some 30,000 positions, judged in a few minutes on two cores
 
 
@@ -102,18 +109,120 @@ def train_for(
     )
 
 
-def evaluate_for(
-    ref: str, model_ref: str, corpus: Path | None, offline: bool, progress: Progress
-) -> dict[str, Judged]:
-    """Figures of an SAE (`sae`) and of a frozen-random SAE of its shape (`random`) on held-out text."""
-    model = open_model(model_ref, offline, progress)
-    sae = load_sae(catalogue.resolve(ref, Path.cwd()), None, d_model=model.d_model, n_layers=model.n_layers)
+class Evaluated(NamedTuple):
+    """What `evalkit sae evaluate` measured."""
+
+    judged: dict[str, Judged]
+    """The SAE (`sae`) and a frozen-random SAE of its shape (`random`), on held-out text."""
+    probing: tuple[SparseProbe, ...]
+    seed_stability: float | None
+    """None: no other seed was given."""
+    on_run: RunQuality | None
+    """None: no run was given."""
+
+
+class EvaluateOptions(NamedTuple):
+    """What `evalkit sae evaluate` was asked for."""
+
+    ref: str
+    model: str
+    corpus: Path | None
+    run: Path | None
+    other_seeds: Sequence[str]
+    write_card: bool
+    offline: bool
+
+
+def evaluate_for(options: EvaluateOptions, progress: Progress) -> Evaluated:
+    """Figures of an SAE beside those of a frozen-random SAE of its shape, and of a dense probe.
+
+    Raises:
+        EvalkitError: the model, the SAE, the text, the run or another seed does not fit.
+    """
+    model = open_model(options.model, options.offline, progress)
+    sizes = {"d_model": model.d_model, "n_layers": model.n_layers}
+    folder = catalogue.resolve(options.ref, Path.cwd())
+    sae = load_sae(folder, None, **sizes)
+    others = [load_sae(catalogue.resolve(o, Path.cwd()), sae.hook, **sizes) for o in options.other_seeds]
+    run = read_run(options.run) if options.run is not None else None
+    if run is not None:
+        _same_model(run, model)
     progress(Step("judging on held-out text", 0, 1, ""))
-    held_out = held_out_streams(model, sae.hook, corpus, offline, progress)
-    limit = sae.card.norm_limit if sae.card is not None else None
-    judged = judge(model.module, sae, Limits(limit if limit is not None else float("inf")), held_out)
+    held_out = held_out_streams(model, sae.hook, options.corpus, options.offline, progress)
+    limits = limits_of(sae, held_out)
+    random = floor_of(sae, limits, held_out)
+    found = Evaluated(
+        judge(model.module, sae, random, limits, held_out),
+        sparse_probes(sae, random, limits, held_out, of_sources(held_out)),
+        seed_stability([sae, *others])[0],
+        None if run is None else on_run(model, {"sae": sae, "random": random}, limits, run),
+    )
     progress(Step("judging on held-out text", 1, 1, ""))
-    return judged
+    if options.write_card:
+        write_card(_with(sae, found, len(others)), folder)
+    return found
+
+
+def on_run(model: TextModel, saes: Mapping[str, Sae], limits: Limits, run: StoredRun) -> RunQuality:
+    """The SAE and its floor on what a run's failures and passes read and, where it is text, wrote."""
+    chunks = [
+        Chunk(record.score.outcome, _tokens(model, record.response), 1)
+        for record in run.samples
+        if record.score.outcome in ("fail", "pass")
+    ]
+    hook = next(iter(saes.values())).hook
+    chosen = [chunk for chunk in evenly(chunks, N_HELD_OUT) if len(chunk.tokens) > 2]
+    if not chosen:
+        raise ConfigError(f"{run.folder}: no sample passed or failed; give a run with outcomes")
+    judged = evaluate(
+        model.module, saes, limits, list(chunk_streams(model.module, chosen, [hook])), evenly(chosen, N_CE)
+    )
+    own, floor = judged["sae"].by_source, judged["random"].by_source
+    shares = [a.attribution.error_share for a in run.attributions]
+    known = [share for share in shares if share is not None]
+    return RunQuality(
+        run=run.folder.name,
+        on_failures=own.get("fail"),
+        on_passes=own.get("pass"),
+        random_on_failures=floor.get("fail"),
+        random_on_passes=floor.get("pass"),
+        error_share=sum(known) / len(known) if known else None,
+        n_attributed=len(known),
+    )
+
+
+def _tokens(model: TextModel, response: Response) -> tuple[int, ...]:
+    """The prompt as the model read it, and what it wrote after it."""
+    alone = tuple(model.tokenizer(response.prompt_text, add_special_tokens=False)["input_ids"])
+    if len(alone) != response.n_prompt_tokens:  # a raw prompt: the tokenizer adds its own mark
+        alone = tuple(model.tokenizer(response.prompt_text)["input_ids"])
+    return alone + (model.encode_answer(response.text) if response.n_new_tokens and response.text else ())
+
+
+def _same_model(run: StoredRun, model: TextModel) -> None:
+    ran = run.manifest.model.sha256 if run.manifest is not None else None
+    if ran != model.record.sha256:
+        raise ConfigError(
+            f"--run {run.folder}: made with weights {str(ran)[:12]}, --model {model.record.ref} has "
+            f"{model.record.sha256[:12]}: give the model that ran"
+        )
+
+
+def _with(sae: Sae, found: Evaluated, n_others: int) -> SaeCard:
+    """The SAE's card with what was measured now; what was not stays as it was."""
+    own, floor = found.judged["sae"], found.judged["random"]
+    card = sae.card or SaeCard(
+        hook=sae.hook, architecture=sae.architecture, d_model=sae.d_model, d_sae=sae.d_sae, k=sae.k,
+        quality=own.quality,
+    )  # fmt: skip
+    measured: dict[str, object] = {
+        "quality": own.quality, "random_floor": floor.quality, "quality_by_source": own.by_source,
+        "n_tokens_evaluated": own.n_tokens, "probing": found.probing or card.probing,
+        "on_run": found.on_run or card.on_run,
+    }  # fmt: skip
+    if n_others:
+        measured["seed_stability"] = found.seed_stability
+    return card.model_copy(update=measured)
 
 
 def recipe(corpus: Path | None) -> tuple[CorpusConfig, Path]:

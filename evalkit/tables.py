@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -10,7 +10,16 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from evalkit import calibrated
-from evalkit.records import FailureModeResult, GateReport, Proportion, Results, SampleResult
+from evalkit.records import (
+    FailureModeResult,
+    GateReport,
+    Proportion,
+    Results,
+    RunQuality,
+    SaeQuality,
+    SampleResult,
+    SparseProbe,
+)
 
 if TYPE_CHECKING:
     from evalkit.calibrated import Calibration
@@ -169,6 +178,35 @@ def power(plans: Mapping[str, Plan], difference: float | None) -> Table:
         needed = [f"{n:,}" if n is not None else "–" for n in (p.n_unpaired, p.n_paired)]
         row = [mode, str(p.n), str(p.n_groups), f"{p.design_effect:.2f}", *seen]
         table.add_row(*row, *(needed if difference is not None else []))
+    return table
+
+
+def judged(quality: SaeQuality, floor: SaeQuality, on_run: RunQuality | None) -> Iterator[Table]:
+    """Figures of an SAE beside its frozen-random floor: on held-out text, then on a run."""
+    columns: dict[str, tuple[SaeQuality | None, SaeQuality | None]] = {"held-out text": (quality, floor)}
+    if on_run is not None:
+        columns["the run's failures"] = (on_run.on_failures, on_run.random_on_failures)
+        columns["the run's passes"] = (on_run.on_passes, on_run.random_on_passes)
+    table = Table("figure; in brackets the frozen-random floor", *columns)
+    for field in SaeQuality.model_fields:
+        pairs = ([figure(getattr(q, field)) if q else "–" for q in pair] for pair in columns.values())
+        table.add_row(field, *(f"{own} ({other})" for own, other in pairs))
+    yield table
+    if on_run is not None:
+        note = Table("error share in the run, all its SAEs together", "failures")
+        note.add_row(figure(on_run.error_share), str(on_run.n_attributed))
+        yield note
+
+
+def probing(probes: Sequence[SparseProbe]) -> Table | str:
+    """AUROC of probes on a few features, beside the floor's and the dense probe's."""
+    if not probes:
+        return "Sparse probing: not measured (the text has one source, or too few texts)"
+    ks = list(probes[0].sae)
+    table = Table("AUROC; in brackets the frozen-random floor", *(f"k = {k}" for k in ks), "whole stream")
+    for probe in probes:
+        few = (f"{figure(probe.sae[k])} ({figure(probe.random[k])})" for k in ks)
+        table.add_row(f"{probe.concept} ({probe.n_test} tested)", *few, figure(probe.dense))
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import fmean
 
 from evalkit.records import SaeCard, SaeQuality, SaeRecord
 from evalkit.report import text
@@ -15,7 +16,9 @@ _QUALITY: tuple[tuple[str, _Figure, bool, int], ...] = (
     ("Cross-entropy recovered, against zero", lambda q: q.ce_recovered_zero, True, 3),
     ("Cross-entropy recovered, against the mean", lambda q: q.ce_recovered_mean, True, 3),
     ("Active features per token (L0)", lambda q: q.l0, False, 1),
+    ("KL from the clean prediction, nats per token", lambda q: q.kl_nats, False, 3),
     ("Dead features, share", lambda q: q.dead_share, False, 3),
+    ("Dense features (at over 10 % of tokens), share", lambda q: q.dense_share, False, 3),
 )
 
 
@@ -53,6 +56,11 @@ def _cards(saes: tuple[SaeRecord, ...]) -> Table | None:
     for name, get, _, digits in _QUALITY:
         rows.append(row(name, _beside(lambda quality, get=get: get(quality), digits)))  # type: ignore[misc]
     rows += [
+        row("Explained variance, a run's failures", lambda _, card: _on_run(card, "failures")),
+        row("Explained variance, a run's passes", lambda _, card: _on_run(card, "passes")),
+        row("Error share in that run, all its SAEs", lambda _, card: _error_share(card)),
+        row("Sparse probing, 5 features, mean AUROC", lambda _, card: _probing(card)),
+        row("Dense probe, mean AUROC", lambda _, card: _dense(card)),
         row(
             "Positions not decomposed", lambda _, card: ", ".join(map(str, card.excluded_positions)) or "none"
         ),
@@ -66,7 +74,10 @@ def _cards(saes: tuple[SaeRecord, ...]) -> Table | None:
         Column("Held-out figures; in brackets the frozen-random floor", "text", "w35"),
         *(Column(text.name(sae.hook), "num") for sae in saes),
     )
-    note = "Seed stability: share of features with a match (cosine ≥ 0.7) in another seed."
+    note = (
+        "Seed stability: share of features with a match (decoder and encoder cosine ≥ 0.7) in another seed. "
+        "Probes tell one source of held-out text from the others."
+    )
     return Table("SAE cards", columns, tuple(rows), note)
 
 
@@ -79,6 +90,36 @@ def _beside(get: _Figure, digits: int) -> Callable[[SaeRecord, SaeCard], str]:
         return f"{text.number(own, digits)} ({text.number(floor, digits) if floor is not None else '–'})"
 
     return shown
+
+
+def _on_run(card: SaeCard, which: str) -> str:
+    if card.on_run is None:
+        return text.NOT_MEASURED
+    own, floor = getattr(card.on_run, f"on_{which}"), getattr(card.on_run, f"random_on_{which}")
+    if own is None or own.explained_variance is None:
+        return text.NOT_MEASURED
+    beside = floor.explained_variance if floor is not None else None
+    return f"{text.number(own.explained_variance)} ({text.number(beside) if beside is not None else '–'})"
+
+
+def _error_share(card: SaeCard) -> str:
+    if card.on_run is None or card.on_run.error_share is None:
+        return text.NOT_MEASURED
+    return f"{text.percent(card.on_run.error_share)}, n = {text.count(card.on_run.n_attributed)}"
+
+
+def _probing(card: SaeCard) -> str:
+    if not card.probing:
+        return text.NOT_MEASURED
+    own, floor = (
+        fmean(probe[max(probe, key=int)] for probe in side)
+        for side in ([p.sae for p in card.probing], [p.random for p in card.probing])
+    )
+    return f"{text.number(own)} ({text.number(floor)})"
+
+
+def _dense(card: SaeCard) -> str:
+    return text.number(fmean(p.dense for p in card.probing)) if card.probing else text.NOT_MEASURED
 
 
 def _floor_words(sae: SaeRecord) -> SaeWords:

@@ -2,9 +2,11 @@
 
 1. Positions that the SAE was not trained on (the excluded ones, and norms above its limit) are left as
    they are; everything below counts the other positions.
-2. Explained variance, active features per position and features that never fire: over all chunks.
+2. Explained variance, active features per position, features that never fire and features that fire at
+   more than a tenth of the positions: over all chunks.
 3. Cross-entropy of the next token, in float32, with the stream at the hook left alone, replaced by the
-   reconstruction, by zero, and by its mean; recovered = (floor − SAE) / (floor − clean).
+   reconstruction, by zero, and by its mean; recovered = (floor − SAE) / (floor − clean). KL of the clean
+   prediction from that with the reconstruction.
 4. The same for a frozen-random SAE: what any sparse code of that size would reach.
 
 Source: Gao et al. 2024, section 4; sae-lens `evals.py` (loss recovered against zero ablation).
@@ -29,6 +31,7 @@ from evalkit.saes.corpus import Chunk
 from evalkit.saes.harvest import ChunkStreams, batches, padded, residual_block
 
 ALL = "all"
+DENSE = 0.1  # chosen, as in SAEBench: a feature that fires so often is no sparse one
 _CE_TOKENS_PER_BATCH = 1024  # chosen: logits of 50,000 words stay near 200 MB
 
 Change = Callable[[Float[Tensor, "pos d_model"]], Float[Tensor, "pos d_model"]]
@@ -69,7 +72,8 @@ class _Sums:
     squared: float = 0.0
     total: Tensor | None = None
     n_active: int = 0
-    fired: Tensor | None = None
+    n_fired: Tensor | None = None
+    """Positions at which each feature was on."""
     ce: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     n_ce: int = 0
 
@@ -80,11 +84,11 @@ class _Sums:
         self.squared += float(x.pow(2).sum())
         self.total = x.sum(0) if self.total is None else self.total + x.sum(0)
         self.n_active += int(z.count_nonzero())
-        fired = (z != 0).any(0)
-        self.fired = fired if self.fired is None else self.fired | fired
+        n_fired = (z != 0).sum(0)
+        self.n_fired = n_fired if self.n_fired is None else self.n_fired + n_fired
 
     def quality(self) -> SaeQuality:
-        if self.n == 0 or self.total is None or self.fired is None:
+        if self.n == 0 or self.total is None or self.n_fired is None:
             raise SaeError("no held-out position within the norm limit: give more text")
         variance = self.squared - float(self.total.pow(2).sum()) / self.n
         return SaeQuality(
@@ -92,7 +96,9 @@ class _Sums:
             l0=self.n_active / self.n,
             ce_recovered_zero=_recovered(self.ce, "zero"),
             ce_recovered_mean=_recovered(self.ce, "mean"),
-            dead_share=float((~self.fired).float().mean()),
+            dead_share=float((self.n_fired == 0).float().mean()),
+            dense_share=float((self.n_fired > DENSE * self.n).float().mean()),
+            kl_nats=self.ce["kl"] / self.n_ce if self.n_ce else None,
         )
 
 
@@ -186,20 +192,27 @@ def _cross_entropies(
         **{f"sae:{name}": through(sae) for name, sae in saes.items()},
     }
     for batch in batches(chunks, _CE_TOKENS_PER_BATCH):
+        clean: list[Tensor] = []
         for change_name, change in changes.items():
-            losses = _losses(model, batch, hook, limits, change)
+            predicted = _log_p(model, batch, hook, limits, change)
             kind, _, only = change_name.partition(":")
+            if kind == "clean":
+                clean = predicted
             for name in saes if not only else [only]:
-                for chunk, loss in zip(batch, losses, strict=True):
+                for chunk, log_p, before in zip(batch, predicted, clean, strict=True):
+                    targets = torch.tensor(chunk.tokens[len(chunk.tokens) - len(log_p) :], dtype=torch.long)
+                    loss = float(F.nll_loss(log_p, targets, reduction="sum"))
+                    kl = float((before.exp() * (before - log_p)).sum()) if kind == "sae" else 0.0
                     for source in (ALL, chunk.source):
-                        sums[name][source].ce[kind] += float(loss.sum())
-                        sums[name][source].n_ce += loss.numel() if kind == "clean" else 0
+                        sums[name][source].ce[kind] += loss
+                        sums[name][source].ce["kl"] += kl
+                        sums[name][source].n_ce += len(log_p) if kind == "clean" else 0
 
 
-def _losses(
+def _log_p(
     model: nn.Module, batch: Sequence[Chunk], hook: str, limits: Limits, change: Change | None
-) -> list[Float[Tensor, " predicted"]]:
-    """Cross-entropy (nats) of each next token, per chunk, with decomposed positions changed at the hook."""
+) -> list[Float[Tensor, "predicted vocab"]]:
+    """Log-probabilities of each next token, per chunk, with decomposed positions changed at the hook."""
     ids = padded(batch)
     real = torch.tensor([[p < len(chunk.tokens) for p in range(ids.shape[1])] for chunk in batch])
 
@@ -217,9 +230,7 @@ def _losses(
         logits = model(ids, use_cache=False).logits
     finally:
         handle.remove()
-    losses = []
-    for row, chunk in enumerate(batch):
-        at = slice(max(chunk.first, 1), len(chunk.tokens) - 1)
-        targets = ids[row, at.start + 1 : len(chunk.tokens)]
-        losses.append(F.cross_entropy(logits[row, at].float(), targets, reduction="none"))
-    return losses
+    return [
+        logits[row, max(chunk.first, 1) : len(chunk.tokens) - 1].float().log_softmax(-1)
+        for row, chunk in enumerate(batch)
+    ]

