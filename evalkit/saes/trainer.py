@@ -33,6 +33,7 @@ from evalkit.saes.training_config import SaeSpec, TrainingConfig
 SPARE = (
     8  # chosen: of 8 k candidates per position a batch's k per position on average are nearly always found
 )
+ENCODER_START = 0.1  # as in sae-lens: Adam then turns its rows sooner (benchmarks/results/trainer_speed.md)
 THRESHOLD_RATE = 0.01  # chosen, as in sae-lens `batchtopk_sae.py`: weight of a batch in the running threshold
 
 
@@ -91,7 +92,7 @@ class SaeTrainer:
             spec.d_sae, self.d_model, generator=torch.Generator().manual_seed(spec.seed), dtype=torch.float32
         )
         self.W_dec = F.normalize(directions, dim=-1)
-        self.W_enc = self.W_dec.clone()
+        self.W_enc = ENCODER_START * self.W_dec
         self.b_enc = torch.zeros(spec.d_sae)
         self.b_dec = mean * self.scale
         self.silent_tokens = torch.zeros(spec.d_sae, dtype=torch.int64)
