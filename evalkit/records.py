@@ -1307,6 +1307,38 @@ class FeatureTest(Record):
     """Benjamini–Hochberg over all features tested for the circuit."""
 
 
+class FiringTest(Record):
+    """How often one shared feature fires on failures and on passing samples; nothing was intervened on."""
+
+    node: str
+    n_failing: Count
+    """Failures on which it fires anywhere in its role."""
+    n_passing: Count
+    n_both: Count | None
+    """Pairs of which both fire; None: the samples are not paired."""
+    p_value: Rate
+    q_value: Rate
+    """Benjamini–Hochberg over all features tested."""
+
+
+class Firing(Record):
+    """One probe's features, compared by how often they fire on failures and on passing samples."""
+
+    probe: str
+    failure_mode: str
+    test: Literal["fisher", "mcnemar"] | None
+    """`fisher`: counted passes; `mcnemar`: passing twins, where too few pass; None: too few of either."""
+    n_failing: Count
+    """Failures compared, one per group."""
+    n_passing: Count
+    n_tested: Count
+    """Every feature and role that fires on any of these samples."""
+    n_more: Count
+    """Of these, those that fire more often on failures with q of at most 5 %."""
+    tests: tuple[FiringTest, ...]
+    """The strongest of those."""
+
+
 class Specification(Record):
     """One way to derive a mode circuit and its verdict again; everything else stays as in the headline."""
 
@@ -1500,6 +1532,8 @@ class Results(Record):
     """Per probe: failures that flip when the whole stream moves, by hook and role."""
     hooks: tuple[HookChoice, ...] = ()
     """`hook: auto`: every SAE of the families, in order of depth; empty if the suite names its hooks."""
+    firing: tuple[Firing, ...] = ()
+    """Per probe: features that fire more often on failures."""
 
 
 # -------------------------------------------------------------------------------------------- the gate

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from evalkit import stats
 from evalkit.aftermath import with_aftermath
 from evalkit.circuits import mode_circuits, sample_circuits
+from evalkit.claims import claims_of
 from evalkit.credit import blame_claims, episode_results, given_alone
 from evalkit.framings import COUNTED
 from evalkit.located import choose_hooks, located
@@ -40,6 +41,7 @@ from evalkit.records import (
     Context,
     ContextResult,
     FailureModeResult,
+    Firing,
     HookChoice,
     InterventionRecord,
     Located,
@@ -55,13 +57,6 @@ from evalkit.records import (
 
 NOT_STATED = "stated: the sample in which the model says what it will do did not pass"
 N_DESCRIBED = 6  # chosen: features described per failure; more do not fit a page
-_CONTROL_NAMES = {
-    "frozen_random": "frozen-random SAE",
-    "residual_coordinate": "residual coordinates",
-    "dense_neuron": "dense neurons",
-    "random_direction": "random directions",
-    "matched_random": "unselected matched features",
-}
 
 
 class Tally(NamedTuple):
@@ -82,8 +77,13 @@ def tally(
     attributions: Sequence[AttributionRecord],
     interventions: Sequence[InterventionRecord],
     saes: Sequence[SaeRecord] = (),
+    firing: Sequence[Firing] = (),
 ) -> Tally:
-    """Count outcomes, assemble circuits from the ledger, and state what was found."""
+    """Count outcomes, assemble circuits from the ledger, and state what was found.
+
+    Args:
+        firing: what was counted of features that fire; it becomes claims and is not computed here.
+    """
     results = _sample_results(plan, samples, {a.sample: a for a in attributions})
     episodes = episode_results(plan, samples, interventions)
     results = tuple(r.model_copy(update={"episode": episodes.get(r.id)}) for r in results)
@@ -99,7 +99,7 @@ def tally(
         for mode in dict.fromkeys(p.failure_mode for p in plan.suite.probes)
     )
     modes = with_controls(modes)
-    claims, notes = _claims(modes, results, circuits)
+    claims, notes = claims_of(modes, results, circuits, firing)
     claims = (*claims, *blame_claims(modes, results))
     notes = (*notes, *_foreign_saes(plan, saes))
     maps = located(plan, results, interventions)
@@ -375,134 +375,3 @@ def _size_curve(failures: set[str], interventions: Sequence[InterventionRecord])
 
 
 # ------------------------------------------------------------------------------------------- sentences
-
-
-def beats_floors(curve: Sequence[SizePoint]) -> tuple[SizePoint, SizePoint] | None:
-    """The audited point that leads its best floor by most flips at one size, and that floor.
-
-    A floor is the best single control (each frozen-random seed counts for itself). None if no size
-    shows a lead. A lead in counts is not yet a significant one: sentences must give both figures.
-    """
-    best: tuple[SizePoint, SizePoint] | None = None
-    for own in (p for p in curve if p.kind == "none"):
-        floors = [p for p in curve if p.kind != "none" and p.size == own.size]
-        if not floors:
-            continue
-        floor = max(floors, key=lambda p: p.n_flipped)
-        lead = own.n_flipped - floor.n_flipped
-        if lead > 0 and (best is None or lead > best[0].n_flipped - best[1].n_flipped):
-            best = (own, floor)
-    return best
-
-
-def _claims(
-    modes: Sequence[FailureModeResult], results: Sequence[SampleResult], circuits: Sequence[Circuit]
-) -> tuple[tuple[Claim, ...], tuple[str, ...]]:
-    claims, notes = [], []
-    for mode in modes:
-        claims.append(_rate_claim(mode))
-        if mode.not_interpretable:
-            notes.append(f"{mode.id}: the rate is not interpretable: {mode.not_interpretable}.")
-        if not mode.size_curve:
-            continue
-        lead = beats_floors(mode.size_curve)
-        last = max((p for p in mode.size_curve if p.kind == "none"), key=lambda p: p.size, default=None)
-        if last is None:
-            continue
-        floors = [p for p in mode.size_curve if p.kind != "none" and p.size == last.size]
-        floor = max(floors, key=lambda p: p.n_flipped) if floors else None
-        sentence = (
-            f"Switching off each failure's own best {last.size} features at once changed "
-            f"{last.n_flipped} of {last.n} attributed failures of {mode.id} to passes"
-        )
-        if floor is not None:
-            sentence += (
-                f"; the best control put through the same selection ({_control_name(floor)}) changed "
-                f"{floor.n_flipped} of {floor.n}"
-            )
-        claims.append(
-            Claim(
-                id=f"{mode.id}:sample-necessity",
-                type="inference",
-                sentence=sentence + ".",
-                grade="attributed" if last.n_flipped else "observed",
-                evidence=mode.circuits,
-            )
-        )
-        if lead is None:
-            notes.append(
-                f"{mode.id}: no size of sample circuit beat its same-selection floors; "
-                "the features named here are not shown to be special to these SAEs."
-            )
-        else:
-            own, best = lead
-            notes.append(
-                f"{mode.id}: sample circuits lead their best same-selection floor by at most "
-                f"{own.n_flipped - best.n_flipped} of {own.n} failures (at {own.size} nodes: {own.n_flipped} "
-                f"against {best.n_flipped}, {_control_name(best)}); nodes were chosen on the same failures."
-            )
-    shared = [c for c in circuits if c.level == "mode"]
-    claims += [_mode_claim(c) for c in shared]
-    if any(m.size_curve for m in modes) and not any(c.grade in ("confirmed", "robust") for c in shared):
-        notes.append(
-            "No circuit of this audit is graded above 'attributed': the features named here have measured "
-            "effects on single failures, and no shared circuit is shown to beat its negative controls on "
-            "held-out failures."
-        )
-    reasons = [
-        r.attribution.no_attribution for r in results if r.attribution and r.attribution.no_attribution
-    ]
-    for reason in sorted(set(reasons)):
-        notes.append(f"{reasons.count(reason)} failures carry no attribution: {reason}.")
-    return tuple(claims), tuple(notes)
-
-
-def _mode_claim(circuit: Circuit) -> Claim:
-    """What the held-out half says of one mode circuit."""
-    kept = circuit.necessity
-    if kept is None or not circuit.nodes:
-        sentence = f"No shared circuit of {circuit.failure_mode} was found: {circuit.notes[0]}"
-    else:
-        sentence = (
-            f"Switching off {len(circuit.nodes)} features shared by failures of {circuit.failure_mode} "
-            f"changed {kept.n_flipped} of {kept.n} held-out failures to passes"
-        )
-        for control in circuit.controls:
-            name = _CONTROL_NAMES.get(control.kind, control.kind)
-            sentence += f"; {name}: {control.n_flipped} of {control.n} over {control.n_sets} sets"
-        sentence += f". Grade {circuit.grade}: {'; '.join(circuit.notes)}"
-    return Claim(
-        id=circuit.id, type="inference", sentence=sentence + ".", grade=circuit.grade, evidence=(circuit.id,)
-    )
-
-
-def _rate_claim(mode: FailureModeResult) -> Claim:
-    if mode.rate is None or mode.ci_low is None or mode.ci_high is None:
-        sentence = f"No rate is stated for {mode.id}: no sample was valid and scored."
-        return Claim(
-            id=f"{mode.id}:rate", type="observation", sentence=sentence, grade="inconclusive", evidence=()
-        )
-    sentence = (
-        f"The model showed {mode.id} on {mode.n_failed} of {mode.n} samples "
-        f"({mode.rate:.1%}; 95 % interval {mode.ci_low:.1%} to {mode.ci_high:.1%}, Wilson)"
-    )
-    if mode.n_knowledge_errors:
-        sentence += (
-            f"; {mode.n_knowledge_errors} further failures are errors of knowledge and are not counted"
-        )
-    if mode.n_not_stated:
-        sentence += f"; on {mode.n_not_stated} more it did not state otherwise first, so they are not counted"
-    if mode.not_interpretable:
-        sentence += f"; the rate is not interpretable: {mode.not_interpretable}"
-    return Claim(
-        id=f"{mode.id}:rate",
-        type="observation",
-        sentence=sentence + ".",
-        grade="observed",
-        evidence=(mode.id,),
-    )
-
-
-def _control_name(point: SizePoint) -> str:
-    name = _CONTROL_NAMES.get(point.kind, point.kind)
-    return f"{name}, seed {point.seed}" if point.seed is not None else name

@@ -7,15 +7,17 @@ An interrupted run goes on where its last whole batch ended, and ends with the s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from evalkit import gate, planning
 from evalkit.attribution.features import describe
+from evalkit.attribution.firing import count_firing
 from evalkit.blaming import credit
 from evalkit.failures import attribute, locate, one_by_one_on_error, probe_modes
+from evalkit.firing import compared, more_often
 from evalkit.models.cache import Progress, Step
 from evalkit.planning import Options, Prepared
 from evalkit.rates import ERROR
@@ -23,6 +25,7 @@ from evalkit.records import (
     AttributionRecord,
     Batch,
     Feature,
+    Firing,
     GateReport,
     Manifest,
     Response,
@@ -192,7 +195,8 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
     manifest = store.manifest
     assert manifest is not None
     plan = store.plan
-    tallied = tally(plan, store.samples, store.attributions, store.interventions, manifest.saes)
+    firing = tuple(compare_firing(prepared, store))
+    tallied = tally(plan, store.samples, store.attributions, store.interventions, manifest.saes, firing)
     before = store.results.run if store.results is not None else None
     finished = before.finished if before is not None and before.heads == store.heads else None
     finished = finished or _now()
@@ -226,12 +230,27 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
         notes=tallied.notes,
         located=tallied.located,
         hooks=tallied.hooks,
+        firing=firing,
     )
     results = results.model_copy(update={"gates": gate.judge(results, plan.policy, None).gates})
     store.write_results(results)
     export_samples(store.folder, results.samples)
     progress(Step("describing features", 1, 1, ""))
     return results
+
+
+def compare_firing(prepared: Prepared, store: RunStore) -> Iterator[Firing]:
+    """Per probe with failures: which features fire more often on them; after attribution only."""
+    if not prepared.saes or not store.attributions:
+        return
+    results = tally(store.plan, store.samples, (), ()).samples
+    for spec in store.plan.suite.probes:
+        samples = compared(store.plan, results, spec.id)
+        found = (
+            [] if samples is None
+            else count_firing(prepared.model, prepared.saes, prepared.prompts, samples)
+        )  # fmt: skip
+        yield more_often(spec, samples, found)
 
 
 def describe_features(prepared: Prepared, attributions: Sequence[AttributionRecord]) -> list[Feature]:

@@ -201,6 +201,15 @@ def mcnemar(n_only_first: int, n_only_second: int) -> float:
     return float(_scipy.binomtest(n_only_first, n, 0.5).pvalue) if n else 1.0
 
 
+def fisher(k_first: int, n_first: int, k_second: int, n_second: int) -> float:
+    """Exact two-sided p-value that two independent groups have one rate.
+
+    Source: Fisher 1935, J. R. Statist. Soc. 98:39, the hypergeometric distribution given both margins.
+    """
+    table = [[k_first, n_first - k_first], [k_second, n_second - k_second]]
+    return min(float(_scipy.fisher_exact(table).pvalue), 1.0)
+
+
 def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval | None:
     """Student's interval of a mean; None below two values.
 

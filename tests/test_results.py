@@ -10,6 +10,7 @@ from small_run import results as tiny_results
 
 from evalkit import stats
 from evalkit.chain import UNCHAINED
+from evalkit.claims import beats_floors
 from evalkit.gate import judge
 from evalkit.records import (
     AnswerTemplates,
@@ -32,7 +33,7 @@ from evalkit.records import (
     Score,
     Suite,
 )
-from evalkit.results import Tally, beats_floors, is_complete, tally, twins_of
+from evalkit.results import Tally, is_complete, tally, twins_of
 
 NODE_FREE = Attribution(method="auto", no_attribution=None)
 
@@ -336,7 +337,11 @@ def test_the_size_curve_counts_flips_among_the_counted_failures_of_the_first_con
     [claim] = [c for c in found.claims if c.id == "f:sample-necessity"]
     assert "best 2 features at once changed 1 of 3" in claim.sentence
     assert "(frozen-random SAE, seed 4) changed 1 of 3" in claim.sentence
-    assert any("no size of sample circuit beat its same-selection floors" in note for note in found.notes)
+    assert any(
+        "beat its same-selection floors (at size 2 they changed 1 of 3 failures, the best floor, "
+        "frozen-random SAE, seed 4, as many)" in note
+        for note in found.notes
+    )
 
 
 def test_a_lead_is_over_the_best_single_control_at_the_same_size() -> None:

@@ -139,6 +139,12 @@ def bolder_claim(r: Results) -> None:
     r["claims"][0]["sentence"] = "The model is safe."
 
 
+def surer_firing(r: Results) -> None:
+    test = {"node": "layers.1/final/f1", "n_failing": 5, "n_passing": 4, "n_both": None}
+    r["firing"][0] |= {"test": "fisher", "n_failing": 9, "n_passing": 9, "n_tested": 1, "n_more": 1}
+    r["firing"][0]["tests"] = [test | {"p_value": 0.001, "q_value": 0.001}]
+
+
 def no_caveat(r: Results) -> None:
     r["notes"].pop()
 
@@ -201,6 +207,7 @@ def newer_suite(r: Results) -> None:
         (better_grade, "circuits.0.grade"),
         (weaker_control, "circuits.0.controls"),
         (bolder_claim, "claims.0.sentence"),
+        (surer_firing, "firing: claims: layers.1/final/f1: not what its counts give"),
         (no_caveat, "notes"),
         (passed_gate, "gates are not what the plan's policy gives"),
         (no_gates, "gates are not what the plan's policy gives"),

@@ -18,6 +18,7 @@ from evalkit.circuit_edges import unsupported
 from evalkit.digests import digest_code, digest_list, digest_record
 from evalkit.errors import EvidenceError
 from evalkit.evidence.checks import Check
+from evalkit.firing import contradicted
 from evalkit.records import GateReport, InterventionRecord, Record, Results
 from evalkit.results import described_features, is_complete, scorers_of, tally
 from evalkit.scorers.validation import shipped_validations
@@ -86,7 +87,10 @@ def _belongs(run: StoredRun, results: Results) -> None:
 
 def _recount(run: StoredRun, results: Results) -> Iterator[Check]:
     saes = run.manifest.saes if run.manifest is not None else ()
-    again = tally(run.plan, run.samples, run.attributions, run.interventions, saes)
+    wrong = next((f"{f.probe}: {w}" for f in results.firing if (w := contradicted(f)) is not None), None)
+    if wrong is not None:
+        raise EvidenceError(f"{run.folder / 'results.json'}: firing: {wrong}: not what its counts give")
+    again = tally(run.plan, run.samples, run.attributions, run.interventions, saes, results.firing)
     lenient = not _made_here(results)
     unstated: set[str] = set()
     for name in again._fields:

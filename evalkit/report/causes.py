@@ -30,6 +30,7 @@ from evalkit.report import (
     text,
 )
 from evalkit.report.findings import worst_failures
+from evalkit.report.firing import firing_table
 from evalkit.report.nouns import (
     Causes,
     CircuitReport,
@@ -123,6 +124,7 @@ def _mode(inputs: Inputs, mode: FailureModeResult, worst: list[SampleResult]) ->
         curve_words=words,
         curve_beaten=beaten,
         effects=effects.effects(text.name(mode.id), samples, mode_circuits),
+        firing=tuple(firing_table(f) for f in inputs.results.firing if f.failure_mode == mode.id and samples),
         circuits=tuple(_circuit(c, samples, known) for c in mode_circuits[:4]),
         failures=tuple(_failure(s, known, inputs.clips.get(s.id)) for s in worst),
     )

@@ -229,6 +229,8 @@ class ModeCauses(NamedTuple):
     curve_beaten: bool
     effects: Table | None
     """Exact effects of features over failures; None: none was measured."""
+    firing: tuple[Table, ...]
+    """Per probe, features that fire more often on failures."""
     circuits: tuple[CircuitReport, ...]
     failures: tuple[NodeReport, ...]
 
