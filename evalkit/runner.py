@@ -28,6 +28,7 @@ from evalkit.records import (
     Firing,
     GateReport,
     Manifest,
+    ProbeSpec,
     Response,
     Results,
     RunRecord,
@@ -244,13 +245,17 @@ def compare_firing(prepared: Prepared, store: RunStore) -> Iterator[Firing]:
     if not prepared.saes or not store.attributions:
         return
     results = tally(store.plan, store.samples, (), ()).samples
-    for spec in store.plan.suite.probes:
+
+    def compare(specs: Sequence[ProbeSpec]) -> list[Firing]:
+        [spec] = specs
         samples = compared(store.plan, results, spec.id)
-        found = (
-            [] if samples is None
-            else count_firing(prepared.model, prepared.saes, prepared.prompts, samples)
-        )  # fmt: skip
-        yield more_often(spec, samples, found)
+        if samples is None:
+            return [more_often(spec, None, [])]
+        found = count_firing(prepared.model, prepared.saes, prepared.prompts, samples)
+        return [more_often(spec, samples, found)]
+
+    for spec in store.plan.suite.probes:  # what cannot be counted is left untested; the run goes on
+        yield from one_by_one_on_error([spec], compare, lambda spec, _error: more_often(spec, None, []))
 
 
 def describe_features(prepared: Prepared, attributions: Sequence[AttributionRecord]) -> list[Feature]:
