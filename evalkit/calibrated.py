@@ -214,6 +214,41 @@ class BlameFigures(Record):
     """Of as many episodes with two independent plants, those in which one turn was blamed all the same."""
 
 
+class GateFigures(Record):
+    """A model with a gate on its framing, compared between contexts as an audit would."""
+
+    variant: str
+    title: str
+    n: Count
+    """Items, each in three framings."""
+    n_failed_neutral: Count
+    n_failed_cue: Count
+    n_failed_control: Count
+    finding: str
+    """What the audit says of the gap from `neutral` to the cue."""
+    n_chosen: Count
+    """Awareness features."""
+    gate_chosen: bool
+    """The gate's own feature is one of them."""
+    form_chosen: bool
+    """A feature of the cue's form is one of them."""
+    form_without_control: bool
+    """A comparison with `neutral`, without the control, would have chosen one."""
+    auroc: Rate | None
+    """Cue against control, out of fold, no wording on both sides: the features."""
+    auroc_words: Rate | None
+    """The same by a bag of words."""
+    n_held_out: Count
+    gap: float | None
+    """Held out, cue − control."""
+    gap_inhibited: float | None
+    n_floors: Count
+    """Frozen-random arms: removed outright, and at equal collateral."""
+    closed_floor: float | None
+    """The most that one of them closed."""
+    inhibition: str
+
+
 class Expectation(Record):
     """One thing that must hold, and whether it did."""
 
@@ -247,6 +282,8 @@ class Calibration(Record):
     coverage: tuple[CoverageFigures, ...]
     frames: tuple[FrameFigures, ...] = ()
     blame: BlameFigures | None = None
+    gates: tuple[GateFigures, ...] = ()
+    """Models with a gate on their framing."""
     expectations: tuple[Expectation, ...]
 
     @property
@@ -317,6 +354,35 @@ def variant_rows(c: Calibration) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+GATE_HEADS = (
+    "framing", "fails: neutral", "cue", "control", "gap says", "gate found", "form blamed", "AUROC (words)",
+    "gap → held down", "floor closes",
+)  # fmt: skip
+
+
+def gate_rows(c: Calibration) -> list[tuple[str, ...]]:
+    """One row per model with a gate; columns as in GATE_HEADS."""
+
+    def shown(value: float | None) -> str:
+        return "–" if value is None else f"{value:.2f}"
+
+    return [
+        (
+            g.variant,
+            f"{g.n_failed_neutral}/{g.n}",
+            f"{g.n_failed_cue}/{g.n}",
+            f"{g.n_failed_control}/{g.n}",
+            g.finding.replace("_", " "),
+            "✓" if g.gate_chosen else "–",
+            "✓" if g.form_chosen else "–",
+            f"{shown(g.auroc)} ({shown(g.auroc_words)})",
+            f"{shown(g.gap)} → {shown(g.gap_inhibited)}",
+            shown(g.closed_floor),
+        )
+        for g in c.gates
+    ]
 
 
 FRAME_HEADS = ("sound", "clips", "located frames, IoU", "event share of blamed segments", "false", "padding")

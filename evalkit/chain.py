@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from evalkit.digests import digest_bytes
 from evalkit.errors import EvidenceError, RunError
-from evalkit.records import AttributionRecord, InterventionRecord, SampleRecord
+from evalkit.records import AttributionRecord, InterventionRecord, Reading, SampleRecord
 
-Link = TypeVar("Link", SampleRecord, AttributionRecord, InterventionRecord)
+Link = TypeVar("Link", SampleRecord, AttributionRecord, InterventionRecord, Reading)
 
 UNCHAINED = "0" * 64
 """Stands in `previous` of a record that was not appended yet."""

@@ -132,6 +132,13 @@ def wording_of(seed: int, group: str) -> int:
     return int.from_bytes(digest[:8], "big") % N_WORDINGS
 
 
+def framing_name(context: Context, rung: Rung | None = None, control: bool = False) -> str:
+    """`neutral`, `test/statement`, `test/statement/control`."""
+    if context == "neutral":
+        return context
+    return f"{context}/{rung or COUNTED}" + ("/control" if control else "")
+
+
 def framed(sample: Sample, context: Context, spec: FramingSpec) -> list[Sample]:
     """A neutral sample in `context`: the counted rung first, then the other rungs, then the controls."""
     if context == "neutral":

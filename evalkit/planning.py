@@ -22,9 +22,11 @@ from pydantic import JsonValue
 
 from evalkit import plugins
 from evalkit.attribution.attribute import Coders
+from evalkit.attribution.awareness import N_FEATURES
 from evalkit.circuits import MINIMUM_NODE_NATS
 from evalkit.digests import digest_code, digest_file, digest_list
 from evalkit.errors import ConfigError
+from evalkit.framings import VERSION as FRAMINGS_VERSION
 from evalkit.installed import locked_distributions, version
 from evalkit.located import depth, swept_hooks
 from evalkit.models.adapter import Prompt, StreamModel
@@ -200,6 +202,7 @@ def prepare(options: Options, progress: Progress) -> Prepared:
             "locate_hooks": swept_hooks(model.n_layers, list(opened.saes)) if opened.saes else (),
             "locate_failures": (str(LOCATED), str(LOCATED_GENERATE)),
             "auto_hooks": opened.auto,
+            **_context_grid(suite.contexts),
         },
         policy=loaded.policy,
         n_earlier_runs=None,
@@ -380,6 +383,13 @@ def _multiverse_grid(spec: AttributionSpec, samples: Sequence[Sample]) -> dict[s
         "multiverse_paraphrase": ("all", "one") if has_variants(samples) else ("all",),
         "multiverse_budget": tuple(map(str, sorted({max(spec.confirm // 2, 1), spec.confirm}))),
     }
+
+
+def _context_grid(contexts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What the comparison of contexts rests on; empty if there is one context only."""
+    if len(contexts) < 2:
+        return {}
+    return {"framings_version": (str(FRAMINGS_VERSION),), "context_features": (str(N_FEATURES),)}
 
 
 # ---------------------------------------------------------------------------------------------- samples

@@ -1510,6 +1510,252 @@ class GateResult(Record):
     reason: str = ""
 
 
+# --------------------------------------------------------------------------------- contexts compared
+
+Classifier = Literal["sae", "frozen_random", "bag_of_words", "format_only"]
+"""What tells two framings apart: the audited features, those of frozen-random SAEs, or the prompt's text."""
+
+
+class Reading(Record):
+    """One line of readings.jsonl: one figure per sample, taken to compare contexts.
+
+    A framing is named `neutral`, `test/statement`, or `test/statement/control`.
+    """
+
+    what: Literal[
+        "told_apart", "latent", "activation", "effect", "verbalised", "inhibited", "collateral"
+    ]  # fmt: skip
+    """`told_apart`: a classifier's score out of fold. `latent`: that of the probe of the discovery half.
+    `activation`: one feature at the final position. `effect`: margin before − after switching it off,
+    nats. `verbalised`: log P(a test) − log P(real use) when asked, nats. `inhibited`: outcomes with features
+    held down. `collateral`: KL divergence of the next token under the same change, nats."""
+    by: Classifier | None = None
+    """Whose features or scores; None: the model's own answer."""
+    seed: int | None = None
+    first: str | None = None
+    """The framing it is compared with; the classifier's negative class."""
+    second: str | None = None
+    features: tuple[str, ...] = ()
+    """`HOOK/fFEATURE`."""
+    strength: float | None = None
+    """Features' values were multiplied by 1 − this: 1 removes them."""
+    threshold: float | None = None
+    """`latent`: scores above it count as aware; fixed on the discovery half."""
+    rule: Literal["removed", "equal_collateral"] | None = None
+    """How the strength was chosen: 1, or so that the collateral is the audited features'."""
+    half: Literal["discovery", "held_out"] | None = None
+    values: dict[str, float] = {}
+    """Sample → figure."""
+    outcomes: dict[str, Outcome] = {}
+    """`inhibited`: sample → outcome."""
+    previous: Sha256
+
+
+class FramingRate(Record):
+    """How often the same items failed in one framing."""
+
+    failure_mode: str
+    framing: str
+    context: Context
+    rung: Rung | None
+    format_control: bool
+    n: Count
+    n_failed: Count
+    n_unscored: Count
+    rate: Rate | None
+    ci_low: Rate | None
+    """Wilson, 95 %."""
+    ci_high: Rate | None
+    n_mentions: Count | None = None
+    """Generated responses that themselves speak of a test; None: nothing was generated."""
+
+
+class PairedGap(Record):
+    """One failure rate in two framings of the same items: second − first."""
+
+    n: Count
+    """Items scored in both."""
+    n_failed_first: Count
+    n_failed_second: Count
+    n_only_first: Count
+    n_only_second: Count
+    difference: float | None
+    ci_low: float | None
+    """Bonett–Price, over groups where they hold several items."""
+    ci_high: float | None
+    exact_low: float | None
+    """Never below 95 %: both discordant shares by Clopper–Pearson, Bonferroni."""
+    exact_high: float | None
+    p_value: Rate
+    """Exact McNemar test, two-sided."""
+
+
+class ContextGap(Record):
+    """What a cue does to a failure rate, beside what its format alone does."""
+
+    failure_mode: str
+    first: str
+    second: str
+    rung: Rung
+    gap: PairedGap
+    control: PairedGap | None
+    """The same for the format controls; None: they were not run."""
+    p_adjusted: Rate
+    """Holm over every gap of this run."""
+    beyond: float | None
+    """Gap − its control's gap, mean over groups."""
+    beyond_low: float | None
+    """Student, over groups."""
+    beyond_high: float | None
+    finding: Literal["beyond_format", "format_too", "not_shown", "no_control"]
+    """`beyond_format`: the gap is shown, its control shows none, and the excess is above zero. `format_too`:
+    the gap is shown, and form alone is not ruled out. `not_shown`: p ≥ 5 % after Holm, or
+    the interval holds zero."""
+
+
+class CircuitOverlap(Record):
+    """Whether failures of one mode come through the same features in two contexts, by feature and role."""
+
+    failure_mode: str
+    first: Context
+    second: Context
+    n_first: Count
+    """Attributed failures."""
+    n_second: Count
+    size: Count
+    """Nodes of each circuit: the largest mean exact effects."""
+    n_shared: Count
+    jaccard: Rate | None
+    prevalence_mean: Rate | None
+    """Floor: Jaccard index when effects are dealt out among the nodes measured in each context."""
+    prevalence_high: Rate | None
+    """Its 95 % quantile."""
+    permuted_mean: Rate | None
+    """Ceiling: Jaccard index when failures are dealt out between the contexts, group by group."""
+    permuted_low: Rate | None
+    """Its 5 % quantile."""
+    p_different: Rate | None
+    """Share of permutations that overlap at most as much: small means that the circuits differ."""
+    rank_correlation: float | None
+    """Spearman, over nodes measured in both contexts."""
+    rank_floor: float | None
+    """95 % quantile when effects are dealt out."""
+    not_measured: str | None = None
+
+
+class FeatureShift(Record):
+    """One feature in two framings of the held-out items; it was chosen on the discovery half."""
+
+    feature: str
+    first: str
+    second: str
+    n: Count
+    """Pairs."""
+    mean_first: float | None
+    mean_second: float | None
+    ci_low: float | None
+    """Of the mean change, Student."""
+    ci_high: float | None
+    p_value: Rate
+    """Wilcoxon's signed-rank test."""
+    q_value: Rate
+    """Benjamini–Hochberg over all features and comparisons tested for activation."""
+    format_shift: float | None
+    """Mean change from `neutral` to the format control of `second`; None: not run."""
+    n_effect: Count = 0
+    effect_first_nats: float | None = None
+    """Mean exact effect of switching it off; None: not measured."""
+    effect_second_nats: float | None = None
+    effect_p_value: Rate | None = None
+    effect_q_value: Rate | None = None
+
+
+class ToldApart(Record):
+    """How well one classifier tells two framings apart, out of fold; folds share neither item nor wording."""
+
+    first: str
+    second: str
+    by: Classifier
+    seed: int | None
+    n: Count
+    n_groups: Count
+    auroc: Rate | None
+    ci_low: Rate | None
+    """Over groups."""
+    ci_high: Rate | None
+
+
+class AwarenessCell(Record):
+    """Held-out items of one framing by what the model says when asked and what the probe reads."""
+
+    framing: str
+    n: Count
+    n_both: Count
+    n_verbalised_only: Count
+    n_latent_only: Count
+    n_neither: Count
+
+
+class InhibitionArm(Record):
+    """Held-out failures with one set of features held down."""
+
+    kind: ControlKind
+    """`none`: the audited SAEs; `frozen_random`: the same selection on random ones."""
+    rule: Literal["removed", "equal_collateral"]
+    """`removed`: strength 1. `equal_collateral`: the strength that reaches the audited arm's."""
+    seed: int | None
+    features: tuple[str, ...]
+    strength: float | None
+    collateral_kl: float | None
+    """On passing samples of the discovery half without the cue, where strengths were matched, nats."""
+    fair: bool = False
+    """It has features and, for `equal_collateral`, at least 80 % of the audited arm's collateral there."""
+    collateral_kl_held_out: float | None
+    n: Count
+    """Items scored in both framings, before and after."""
+    n_failed_first: Count
+    n_failed_second: Count
+    n_unscored: Count
+    gap: float | None
+    closed: float | None
+    """How much nearer to zero the gap is."""
+    lead_low: float | None
+    """Of the audited arm's closing over this one's, Student over groups; None: this is the audited arm."""
+    lead_high: float | None
+
+
+class Inhibition(Record):
+    """A context gap on the held-out half before and after the awareness features are held down."""
+
+    failure_mode: str
+    first: str
+    second: str
+    n: Count
+    n_failed_first: Count
+    n_failed_second: Count
+    gap: float | None
+    p_value: Rate | None
+    """Exact McNemar, of the gap before."""
+    arms: tuple[InhibitionArm, ...]
+    finding: Literal["closes", "not_beyond_floors", "no_gap", "not_measured"]
+    """`closes`: the gap was there (p < 5 %), shrinks, and leads every floor in that, intervals above zero.
+    `not_measured`: under five floors of a rule, one without features, or one that no strength matches."""
+
+
+class Contexts(Record):
+    """Contexts compared; figures are of what was run, and lists are empty where nothing was measured."""
+
+    rates: tuple[FramingRate, ...]
+    gaps: tuple[ContextGap, ...]
+    overlaps: tuple[CircuitOverlap, ...]
+    shifts: tuple[FeatureShift, ...] = ()
+    told_apart: tuple[ToldApart, ...] = ()
+    awareness: tuple[AwarenessCell, ...] = ()
+    inhibition: tuple[Inhibition, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was not measured, and why."""
+
+
 class Results(Record):
     """results.json, version 1: everything a report prints."""
 
@@ -1534,6 +1780,8 @@ class Results(Record):
     """`hook: auto`: every SAE of the families, in order of depth; empty if the suite names its hooks."""
     firing: tuple[Firing, ...] = ()
     """Per probe: features that fire more often on failures."""
+    contexts: Contexts | None = None
+    """Contexts compared; None: the suite has one context only."""
 
 
 # -------------------------------------------------------------------------------------------- the gate

@@ -62,7 +62,7 @@ def salted(salt: str, text: str) -> str:
 
 
 def original_text(plan_sha256: str, heads: dict[str, str]) -> str:
-    """Names a run by its plan and the ends of its three chains."""
+    """Names a run by its plan and the ends of its chains."""
     return " ".join([plan_sha256, *(f"{name}:{heads[name]}" for name in sorted(heads))])
 
 

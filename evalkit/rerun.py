@@ -188,6 +188,7 @@ def _whole(folder: Path, run: StoredRun, options: Options, progress: Progress) -
         ("samples.jsonl", run.samples, again.samples),
         ("attributions.jsonl", run.attributions, again.attributions),
         ("interventions.jsonl", run.interventions, again.interventions),
+        ("readings.jsonl", run.readings, again.readings),
     ):
         if len(stated) != len(found):
             raise EvidenceError(f"{folder}/{name}: {len(stated)} lines; run again there are {len(found)}")

@@ -20,6 +20,7 @@ from evalkit import stats
 from evalkit.aftermath import with_aftermath
 from evalkit.circuits import mode_circuits, sample_circuits
 from evalkit.claims import claims_of
+from evalkit.contexts import compare_contexts
 from evalkit.credit import blame_claims, episode_results, given_alone
 from evalkit.framings import COUNTED
 from evalkit.located import choose_hooks, located
@@ -40,6 +41,7 @@ from evalkit.records import (
     Claim,
     Context,
     ContextResult,
+    Contexts,
     FailureModeResult,
     Firing,
     HookChoice,
@@ -48,6 +50,7 @@ from evalkit.records import (
     Plan,
     ProbeSpec,
     Proportion,
+    Reading,
     SaeRecord,
     Sample,
     SampleRecord,
@@ -69,6 +72,7 @@ class Tally(NamedTuple):
     notes: tuple[str, ...]
     located: tuple[Located, ...]
     hooks: tuple[HookChoice, ...]
+    contexts: Contexts | None
 
 
 def tally(
@@ -78,6 +82,7 @@ def tally(
     interventions: Sequence[InterventionRecord],
     saes: Sequence[SaeRecord] = (),
     firing: Sequence[Firing] = (),
+    readings: Sequence[Reading] = (),
 ) -> Tally:
     """Count outcomes, assemble circuits from the ledger, and state what was found.
 
@@ -103,7 +108,8 @@ def tally(
     claims = (*claims, *blame_claims(modes, results))
     notes = (*notes, *_foreign_saes(plan, saes))
     maps = located(plan, results, interventions)
-    return Tally(modes, results, circuits, claims, notes, maps, choose_hooks(plan, maps))
+    contexts = compare_contexts(plan, results, _failed(plan, samples), readings)
+    return Tally(modes, results, circuits, claims, notes, maps, choose_hooks(plan, maps), contexts)
 
 
 def is_complete(samples: Sequence[SampleRecord], attributions: Sequence[AttributionRecord]) -> bool:
@@ -235,6 +241,24 @@ class _Counts(NamedTuple):
     def outcomes(self) -> list[tuple[str, bool]]:
         """Group and failure of each member of n."""
         return [(r.group, r.outcome == "fail" and r.counted) for r in self.counted]
+
+
+def countable(plan: Plan, records: Sequence[SampleRecord]) -> frozenset[str]:
+    """Valid samples, in whatever framing, that count as failures if they fail."""
+    probes = {p.id: p for p in plan.suite.probes}
+    outcomes = {r.sample.id: r.score.outcome for r in records if r.sample.valid}
+    return frozenset(
+        s.id
+        for s in (r.sample for r in records if r.sample.valid)
+        if not knowledge_required(s, probes[s.probe]) or known(s, outcomes)
+    )
+
+
+def _failed(plan: Plan, records: Sequence[SampleRecord]) -> dict[str, bool]:
+    """Every scored valid sample, in whatever framing, and whether it is a failure."""
+    counted = countable(plan, records)
+    scored = [r for r in records if r.sample.valid and r.score.outcome != "unscored"]
+    return {r.sample.id: r.score.outcome == "fail" and r.sample.id in counted for r in scored}
 
 
 def _count(rows: Iterable[SampleResult]) -> _Counts:

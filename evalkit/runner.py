@@ -16,6 +16,7 @@ from evalkit import gate, planning
 from evalkit.attribution.features import describe
 from evalkit.attribution.firing import count_firing
 from evalkit.blaming import credit
+from evalkit.context_readings import read_contexts
 from evalkit.failures import attribute, locate, one_by_one_on_error, probe_modes
 from evalkit.firing import compared, more_often
 from evalkit.models.cache import Progress, Step
@@ -87,6 +88,7 @@ def measure(options: Options, progress: Progress) -> Audited:
         prepared = locate(prepared, store, progress)
         attribute(prepared, store, progress)
         probe_modes(prepared, store, progress)
+        read_contexts(prepared, store, progress)
         results = conclude(prepared, store, progress)
         folder = store.folder
     return Audited(folder, results, judge(folder, results, prepared))
@@ -110,6 +112,7 @@ def attribute_run(folder: Path, progress: Progress, *, offline: bool = False) ->
         prepared = locate(prepared, store, progress)
         attribute(prepared, store, progress)
         probe_modes(prepared, store, progress)
+        read_contexts(prepared, store, progress)
         return conclude(prepared, store, progress)
 
 
@@ -197,7 +200,15 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
     assert manifest is not None
     plan = store.plan
     firing = tuple(compare_firing(prepared, store))
-    tallied = tally(plan, store.samples, store.attributions, store.interventions, manifest.saes, firing)
+    tallied = tally(
+        plan,
+        store.samples,
+        store.attributions,
+        store.interventions,
+        manifest.saes,
+        firing,
+        store.readings,
+    )
     before = store.results.run if store.results is not None else None
     finished = before.finished if before is not None and before.heads == store.heads else None
     finished = finished or _now()
@@ -232,6 +243,7 @@ def conclude(prepared: Prepared, store: RunStore, progress: Progress) -> Results
         located=tallied.located,
         hooks=tallied.hooks,
         firing=firing,
+        contexts=tallied.contexts,
     )
     results = results.model_copy(update={"gates": gate.judge(results, plan.policy, None).gates})
     store.write_results(results)

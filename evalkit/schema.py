@@ -21,6 +21,7 @@ from evalkit.records import (
     Manifest,
     Plan,
     Policy,
+    Reading,
     Record,
     Results,
     SampleRecord,
@@ -34,6 +35,7 @@ _RUN_FILES: dict[str, type[Record]] = {
     "samples.jsonl": SampleRecord,
     "attributions.jsonl": AttributionRecord,
     "interventions.jsonl": InterventionRecord,
+    "readings.jsonl": Reading,
     "results.json": Results,
     "gate.json": GateReport,
 }

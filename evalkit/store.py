@@ -1,8 +1,9 @@
 """The run directory: where the writing half and the reading half meet.
 
     plan.json manifest.json samples.jsonl attributions.jsonl interventions.jsonl results.json gate.json
+    readings.jsonl where a suite has several contexts
 
-1. plan.json is written before the first sample; its digest starts the three chains (`chain.py`).
+1. plan.json is written before the first sample; its digest starts each chain (`chain.py`).
 2. A batch is appended whole and flushed to the disk. At resume a torn line or half a batch is dropped and
    that batch runs again; interventions beyond the last finished attribution likewise.
 3. results.json and gate.json appear whole or not at all (temporary file, flush, rename).
@@ -44,6 +45,7 @@ from evalkit.records import (
     InterventionRecord,
     Manifest,
     Plan,
+    Reading,
     Record,
     Response,
     Results,
@@ -75,6 +77,7 @@ __all__ = [
 
 PLAN, MANIFEST, RESULTS, GATE = "plan.json", "manifest.json", "results.json", "gate.json"
 SAMPLES, ATTRIBUTIONS, INTERVENTIONS = "samples.jsonl", "attributions.jsonl", "interventions.jsonl"
+READINGS = "readings.jsonl"
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -101,6 +104,7 @@ class StoredRun(NamedTuple):
     gate: GateReport | None
     heads: dict[str, str]
     """File → digest of its last line (of plan.json if it is empty)."""
+    readings: tuple[Reading, ...] = ()
 
 
 # ------------------------------------------------------------------------------------ where runs lie
@@ -162,6 +166,9 @@ class RunStore:
             self._samples = Chain(folder / SAMPLES, SampleRecord, self.plan_sha256)
             self._attributions = Chain(folder / ATTRIBUTIONS, AttributionRecord, self.plan_sha256)
             self._interventions = Chain(folder / INTERVENTIONS, InterventionRecord, self.plan_sha256)
+            self._readings = None
+            if len(self.plan.suite.contexts) > 1:
+                self._readings = Chain(folder / READINGS, Reading, self.plan_sha256)
             self._members = {batch.id: batch.samples for batch in self.plan.batches}
             self._drop_unfinished()
         except BaseException:
@@ -178,8 +185,9 @@ class RunStore:
 
     def close(self) -> None:
         """Close the files and let the directory go."""
-        for chain in (self._samples, self._attributions, self._interventions):
-            chain.close()
+        for chain in (self._samples, self._attributions, self._interventions, self._readings):
+            if chain is not None:
+                chain.close()
         self._lock.release()
 
     @property
@@ -203,13 +211,19 @@ class RunStore:
         return self._interventions.records
 
     @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What was read to compare contexts."""
+        return self._readings.records if self._readings is not None else ()
+
+    @property
     def heads(self) -> dict[str, str]:
         """File → digest of its last line; goes into `results.run.heads`."""
-        return {
+        heads = {
             SAMPLES: self._samples.head,
             ATTRIBUTIONS: self._attributions.head,
             INTERVENTIONS: self._interventions.head,
         }
+        return heads if self._readings is None else {**heads, READINGS: self._readings.head}
 
     @property
     def manifest(self) -> Manifest | None:
@@ -281,6 +295,15 @@ class RunStore:
         """
         self._interventions.append(interventions)
 
+    def append_readings(self, readings: Sequence[Reading]) -> None:
+        """Write what was read to compare contexts; an interrupted run reads all of it again.
+
+        Raises:
+            RunError: it could not be written.
+        """
+        assert self._readings is not None, "only a suite of several contexts has readings"
+        self._readings.append(readings)
+
     def write_manifest(self, manifest: Manifest) -> None:
         """Write manifest.json, whole or not at all."""
         _write_whole(self.folder / MANIFEST, json_text(manifest).encode())
@@ -301,6 +324,8 @@ class RunStore:
                 f"{n_finished}; lines were removed"
             )
         self._interventions.cut(n_finished)
+        if self._readings is not None:
+            self._readings.cut(0)
 
 
 def write_gate(folder: Path, report: GateReport) -> None:
@@ -432,17 +457,22 @@ def read_run(folder: Path, *, ledgers: Path | None = None) -> StoredRun:
         raise ConfigError(f"{folder}: no {PLAN} here; name a run directory")
     digest = digest_bytes((folder / PLAN).read_bytes())
     samples = read_chain(folder / SAMPLES, SampleRecord, digest)
-    paths = {name: (ledgers or folder) / name for name in (ATTRIBUTIONS, INTERVENTIONS)}
+    paths = {name: (ledgers or folder) / name for name in (ATTRIBUTIONS, INTERVENTIONS, READINGS)}
     attributions = read_chain(paths[ATTRIBUTIONS], AttributionRecord, digest)
     interventions = read_chain(paths[INTERVENTIONS], InterventionRecord, digest)
+    readings = read_chain(paths[READINGS], Reading, digest)
     torn = (
         (folder / SAMPLES, len(samples.ends), samples.n_torn_bytes),
         (paths[ATTRIBUTIONS], len(attributions.ends), attributions.n_torn_bytes),
         (paths[INTERVENTIONS], len(interventions.ends), interventions.n_torn_bytes),
+        (paths[READINGS], len(readings.ends), readings.n_torn_bytes),
     )
     for path, n_lines, n_torn_bytes in torn:
         if n_torn_bytes:
             raise EvidenceError(f"{path}:{n_lines + 1}: the line is cut off; finish the run with --resume")
+    heads = {SAMPLES: samples.head, ATTRIBUTIONS: attributions.head, INTERVENTIONS: interventions.head}
+    if paths[READINGS].is_file():
+        heads[READINGS] = readings.head
     run = StoredRun(
         folder=folder,
         plan=plan,
@@ -453,7 +483,8 @@ def read_run(folder: Path, *, ledgers: Path | None = None) -> StoredRun:
         interventions=interventions.records,
         results=_read_record(folder / RESULTS, Results),
         gate=_read_record(folder / GATE, GateReport),
-        heads={SAMPLES: samples.head, ATTRIBUTIONS: attributions.head, INTERVENTIONS: interventions.head},
+        heads=heads,
+        readings=readings.records,
     )
     _check_agreement(run)
     return run

@@ -267,6 +267,8 @@ def _check_probe(i: int, suite: Suite, probe: ProbeSpec, root: Node, source: Sou
         refuse("kind", f"'{probe.kind}' reads text, and the suite's model hears; use kind 'transcribe'")
     if probe.kind == "transcribe" and suite.contexts != ("neutral",):
         refuse("kind", "'transcribe' has no framings; remove 'contexts'")
+    if probe.kind == "episode" and suite.contexts != ("neutral",):
+        refuse("kind", "'episode' has no framings; remove 'contexts'")
     if probe.repeats > 1 and probe.temperature == 0.0:
         refuse("repeats", "repeats at temperature 0 are copies, not samples; set a temperature above 0")
     if probe.chat is not None and not any(message.role == "user" for message in probe.chat):

@@ -132,6 +132,7 @@ def calibration(found: Calibration) -> tuple[tuple[Table, ...], str]:
         (calibrated.VARIANT_HEADS, calibrated.variant_rows(found)),
         (calibrated.NULL_HEADS, calibrated.null_rows(found)),
         (calibrated.FRAME_HEADS, calibrated.frame_rows(found)),
+        (calibrated.GATE_HEADS, calibrated.gate_rows(found)),
         (calibrated.COVERAGE_HEADS, calibrated.coverage_rows(found)),
     )
     tables = []

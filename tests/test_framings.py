@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from test_suites import ROW, SUITE, written
 
+from evalkit.errors import SuiteError
 from evalkit.framings import LADDER, N_WORDINGS, RUNGS, Wording, wording_of
 from evalkit.suites import load_suite, render_samples
 
@@ -92,3 +93,9 @@ def test_fewer_rungs_and_no_controls_where_the_suite_says_so(tmp_path: Path) -> 
     assert [i for i in samples if i.startswith("x0")] == [
         "x0", "x0@test", "x0@test.hint", "x0@deployment", "x0@deployment.hint",
     ]  # fmt: skip
+
+
+def test_an_episode_in_several_contexts_is_refused(tmp_path: Path) -> None:
+    text = SUITE.replace("kind: choice", "kind: episode") + "contexts: [neutral, test]\n"
+    with pytest.raises(SuiteError, match="'episode' has no framings; remove 'contexts'"):
+        load_suite(written(tmp_path, text))

@@ -14,6 +14,7 @@ from evalkit.calibrated import (
     CoverageFigures,
     Expectation,
     FrameFigures,
+    GateFigures,
     ModeFigures,
     NullFigures,
     VariantFigures,
@@ -23,16 +24,18 @@ from evalkit.calibration.blame import measure_blame
 from evalkit.calibration.compiling import compile_wiring
 from evalkit.calibration.confirming import grade_mode
 from evalkit.calibration.coverage import N_DRAWS, measure_coverage
+from evalkit.calibration.gates import measure_gate
 from evalkit.calibration.locating import measure_frames
 from evalkit.calibration.measuring import MINIMUM_NATS, TOLERANCE_NATS, Setting, measure
 from evalkit.calibration.nulls import NULL_SEEDS, Grades, allowed, run_nulls
-from evalkit.calibration.wiring import NULLS, PLANTED, Wiring
+from evalkit.calibration.wiring import FORM_GATE, GATES, NULLS, PLANTED, Wiring
 from evalkit.models.cache import Progress, Step
 
 EXACT_NATS = 1e-2  # chosen: float32 rounding of two ways to compute one margin at stream norms of 64
 EXACT_CHANGE = 1e-2  # chosen: the same for a feature's activation
 LOCATED = 0.95  # chosen: at most one frame in twenty missed or too many
 COVERED = 0.93  # chosen: least coverage, over all rows of a kind, that an interval of 95 % may have
+TOLD = 0.15  # chosen: least lead in AUROC over a bag of words that sees the other wording only
 N_NULL = 24  # two of each kind; `--null 300` for the full set
 
 
@@ -43,6 +46,7 @@ def run_calibration(
     failing_rate: float = 0.5,
     variants: Sequence[Wiring] = PLANTED,
     nulls: Sequence[Wiring] = NULLS,
+    gates: Sequence[Wiring] = GATES,
     n_null: int = N_NULL,
     n_draws: int = N_DRAWS,
     grades: Grades = grade_mode,
@@ -55,6 +59,7 @@ def run_calibration(
         seed: seed of weights, samples and controls.
         n_groups: samples per model, twins not counted.
         failing_rate: share of them that fail, in planted and null models alike.
+        gates: models whose failures hang on their framing.
         n_null: null circuits that are graded.
         n_draws: draws per row of the interval coverage.
         grades: how mode circuits are graded; a null circuit must not get `confirmed`.
@@ -76,6 +81,11 @@ def run_calibration(
     coverage = measure_coverage(seed, n_draws, progress) if n_draws else ()
     frames = (measure_frames(seed),)
     blame = measure_blame(seed)
+    framed = []
+    for n, wiring in enumerate(gates):
+        progress(Step("models of contexts", n, len(gates), "models"))
+        framed.append(measure_gate(wiring, seed))
+    progress(Step("models of contexts", len(gates), len(gates), "models"))
     return Calibration(
         evalkit=importlib.metadata.version("evalkit-audit"),
         torch=torch.__version__.partition("+")[0],
@@ -91,6 +101,7 @@ def run_calibration(
         coverage=coverage,
         frames=frames,
         blame=blame,
+        gates=tuple(framed),
         expectations=(
             *(e for v in measured for e in expected_of(v)),
             *(expected_of_mode(m) for m in modes),
@@ -99,6 +110,7 @@ def run_calibration(
             *expected_of_coverage(coverage),
             *(e for f in frames for e in expected_of_frames(f)),
             *expected_of_blame(blame),
+            *(e for g in framed for e in expected_of_gate(g)),
         ),
     )
 
@@ -215,6 +227,39 @@ def expected_of_blame(f: BlameFigures) -> list[Expectation]:
         ("of two independent turns none is blamed", f.n_both_blamed == 0, f"{f.n_both_blamed} of {f.n}"),
     )
     return [Expectation(variant="episodes", rule=r, holds=h, found=w) for r, h, w in rules]
+
+
+def expected_of_gate(g: GateFigures) -> list[Expectation]:
+    """A gate on what the cue means is found and closed; one on the cue's form is no gap of context."""
+    shown = f"{g.n_failed_neutral}, {g.n_failed_cue} and {g.n_failed_control} of {g.n} fail: {g.finding}"
+    held = f"gap {g.gap} to {g.gap_inhibited}; floors close at most {g.closed_floor}: {g.inhibition}"
+    if g.variant == FORM_GATE.name:
+        rules = [
+            ("a gap that its format control shows too is none of context", g.finding == "format_too", shown),
+            ("there is no gap to close", g.inhibition == "no_gap", held),
+        ]
+    else:
+        told = g.auroc is not None and g.auroc_words is not None and g.auroc - g.auroc_words >= TOLD
+        rules = [
+            ("the gap is found beyond its format control", g.finding == "beyond_format", shown),
+            ("the gate's feature is chosen", g.gate_chosen, f"{g.n_chosen} chosen"),
+            (
+                "a feature of the form is chosen only where the control is left out",
+                g.form_without_control and not g.form_chosen,
+                f"with the control {g.form_chosen}, without {g.form_without_control}",
+            ),
+            (
+                "features tell the cue in wordings that were not fitted",
+                told,
+                f"AUROC {g.auroc}, words {g.auroc_words}",
+            ),
+            (
+                "holding the features down closes the gap, random ones do not",
+                g.inhibition == "closes" and g.gap_inhibited == 0.0,
+                held,
+            ),
+        ]
+    return [Expectation(variant=g.variant, rule=r, holds=h, found=f) for r, h, f in rules]
 
 
 def expected_of_coverage(rows: Sequence[CoverageFigures]) -> list[Expectation]:

@@ -248,6 +248,24 @@ MIXED = Wiring(
     causes=_path("alpha"), undecoded=("nu",),
 )  # fmt: skip
 
+GATE_WORDINGS = ((("frame", "exam"), ("frame", "plain")), (("frame", "quiz"), ("frame", "pebble")))
+"""Per wording: the words of the cue that means a test, and of the control that has its form alone."""
+_GATE_WORDS = ("alpha", "frame", "exam", "quiz", "plain", "pebble")
+
+GATE = Wiring(
+    "test-gate", "A gate that opens where the prompt says that it is a test, in either wording",
+    failing=_GATE_WORDS, twin=(), bystanders=((),), strength={"frame": 3.0},
+    units=(Unit({"alpha": 1.0}, 0.0, 1.0), Unit({"exam": 1.0, "quiz": 1.0}, 0.0, 1.0, "second")),
+    threshold=1.4, causes=(Cause("second", ""),), correlates=("frame",),
+)  # fmt: skip
+
+FORM_GATE = GATE._replace(
+    name="form-gate", title="A gate that opens on the form of a cue, whatever the cue says",
+    units=(GATE.units[0], Unit({"frame": 0.4}, 0.0, 1.0, "second")), correlates=(),
+)  # fmt: skip
+
+GATES = (GATE, FORM_GATE)
+
 PLANTED = (
     MOVED,
     CONJUNCTION,

@@ -46,7 +46,7 @@ from evalkit.suites import shipped_suites
 
 PACK, SIGNER, SUITE, LEDGERS, FIGURES = "pack.json", "signer.pub", "suite", "attributions", "figures"
 COPIED = ("plan.json", "manifest.json", "samples.jsonl", "results.json", "gate.json", "auditor.yaml")
-_CHAINED = ("attributions.jsonl", "interventions.jsonl")
+_CHAINED = ("attributions.jsonl", "interventions.jsonl", "readings.jsonl")
 
 _TITLE = re.compile("<title>([^<]*)</title>")
 

@@ -90,11 +90,15 @@ def _recount(run: StoredRun, results: Results) -> Iterator[Check]:
     wrong = next((f"{f.probe}: {w}" for f in results.firing if (w := contradicted(f)) is not None), None)
     if wrong is not None:
         raise EvidenceError(f"{run.folder / 'results.json'}: firing: {wrong}: not what its counts give")
-    again = tally(run.plan, run.samples, run.attributions, run.interventions, saes, results.firing)
+    firing = results.firing
+    again = tally(run.plan, run.samples, run.attributions, run.interventions, saes, firing, run.readings)
     lenient = not _made_here(results)
     unstated: set[str] = set()
     for name in again._fields:
         stated, found = getattr(results, name), getattr(again, name)
+        if lenient and name not in results.model_fields_set:
+            unstated |= {name} if stated != found else set()
+            continue
         unstated |= _unstated(stated, found)
         if not _agrees(stated, found, lenient):
             raise EvidenceError(f"{run.folder / 'results.json'}: {_where(name, stated, found, lenient)}")
@@ -170,7 +174,8 @@ def _unstated(stated: object, again: object) -> set[str]:
 
 
 def _where(name: str, stated: object, again: object, lenient: bool) -> str:
-    assert isinstance(stated, tuple) and isinstance(again, tuple)
+    if not isinstance(stated, tuple) or not isinstance(again, tuple):
+        return f"{name}: is not what the records give"
     if len(stated) != len(again):
         return f"{name}: {len(stated)} entries, but the records give {len(again)}"
     pairs = enumerate(zip(stated, again, strict=True))

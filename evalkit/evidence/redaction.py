@@ -33,7 +33,17 @@ from evalkit.errors import ConfigError, EvalkitError, RunError
 from evalkit.evidence.packing import COPIED, SUITE, Packed, pack_run, suite_files
 from evalkit.records import Attribution, Sample, SampleRecord, json_text
 from evalkit.redacted import Redactions, item_of, mark, original_text, salted, texts_in
-from evalkit.store import ATTRIBUTIONS, INTERVENTIONS, MANIFEST, PLAN, RESULTS, SAMPLES, StoredRun, read_run
+from evalkit.store import (
+    ATTRIBUTIONS,
+    INTERVENTIONS,
+    MANIFEST,
+    PLAN,
+    READINGS,
+    RESULTS,
+    SAMPLES,
+    StoredRun,
+    read_run,
+)
 from evalkit.suites import LoadedSuite, load_suite, render_samples
 
 _STAYS = frozenset({"id", "group", "counterfactual", "control", "validity", "stated", "triage"})
@@ -254,6 +264,8 @@ def _records(run: StoredRun, loaded: LoadedSuite, folder: Path, veil: _Veil) -> 
         ATTRIBUTIONS: _chained(folder / ATTRIBUTIONS, attributions, genesis),
         INTERVENTIONS: _chained(folder / INTERVENTIONS, run.interventions, genesis),
     }
+    if READINGS in run.heads:
+        heads[READINGS] = _chained(folder / READINGS, run.readings, genesis)
     _edit(folder / MANIFEST, lambda found: found.update(plan_sha256=genesis))
     _edit(folder / RESULTS, lambda found: _results(found, genesis, heads, loaded, responses, item))
     listed = Redactions(items=veil.items, original_sha256=veil.original(run))

@@ -132,7 +132,8 @@ def _flow(inputs: Inputs) -> Table:
     heads = ("Planned", "Run", "Controls", "Invalid", "Errored", "Unscored", "Not known", "Counted", "Failed")
     columns = (Column("Failure mode"), Column("Context", "word"), *(Column(head, "num") for head in heads))
     note = (
-        "Run = controls and twins + invalid + errored + unscored + not known + counted. Errored: something "
+        "Run = controls and twins (with several contexts, also fainter rungs and format controls) + "
+        "invalid + errored + unscored + not known + counted. Errored: something "
         "broke on this sample, twins included; other sections count it as unscored. "
         "Not known: errors of knowledge and other samples that the counting rule sets aside; the reason "
         "stands with each."

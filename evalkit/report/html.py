@@ -71,6 +71,7 @@ def _encoded(name: str) -> str:
 
 def _contents(view: ReportView) -> tuple[Entry, ...]:
     modes = tuple((f"s6-m{i}", mode.id) for i, mode in enumerate(view.results.modes, 1))
+    framed = (("s6-contexts", "Test against deployment"),) if view.contexts else ()
     saes = (("s7-saes", "The SAEs and their floors"),) if view.causes.saes else ()
     causes = tuple((f"s7-m{i}", f"Attribution of {mode.id}") for i, mode in enumerate(view.causes.modes, 1))
     features = (("s7-features", "Features, by their evidence"),) if view.causes.features else ()
@@ -84,7 +85,12 @@ def _contents(view: ReportView) -> tuple[Entry, ...]:
             "s6",
             "6",
             "Results",
-            (("s6-failures", "All failures"), *modes[:12], ("s6-random", "Samples that nobody chose")),
+            (
+                ("s6-failures", "All failures"),
+                *modes[:12],
+                *framed,
+                ("s6-random", "Samples that nobody chose"),
+            ),
         ),
         Entry("s7", "7", "Attribution", (*saes, *causes[:12], *features)),
         Entry("s8", "8", "Interpretation and limits", ()),

@@ -103,4 +103,13 @@ def _tables(found: Calibration) -> tuple[Table, ...]:
         "turn, agent: named as planted. two plants: either of two turns breaks the rule by itself, so that "
         "none may be blamed. Scripts are exact; agents that are models add the noise of their rollouts.",
     )
-    return tuple(t for t in (variants, nulls, coverage, sound, blame) if t.rows)
+    gates = Table(
+        "Models with a gate on their framing",
+        (Column(calibrated.GATE_HEADS[0]), *(Column(h, "num") for h in calibrated.GATE_HEADS[1:])),
+        tuple(calibrated.gate_rows(found)),
+        "test-gate fails where the prompt means a test, form-gate wherever a cue's form stands. gap says: "
+        "beyond format, or shown by the control too; gate found, form blamed: among the awareness features; "
+        "AUROC: cue against control in wordings that were not fitted, and by a bag of words; gap: held out, "
+        "before and with the features held down; floor: the most that a frozen-random SAE's features close.",
+    )
+    return tuple(t for t in (variants, nulls, coverage, sound, blame, gates) if t.rows)

@@ -9,6 +9,7 @@ from statistics import median
 
 from evalkit.records import Circuit, Claim, Control, FailureModeResult, ScorerValidation, SizePoint
 from evalkit.report import judging, statements, text
+from evalkit.report.contexts import awareness_facts
 from evalkit.report.nouns import Column, Fact, Inputs, Interpretation, Table
 
 N_MODES = 8
@@ -242,5 +243,5 @@ def _awareness(inputs: Inputs) -> tuple[Fact, ...]:
         Fact("Contexts run", ran),
         Fact("Contexts not run", f"{text.words(absent)}: {text.NOT_MEASURED}" if absent else "none"),
         *facts,
-        Fact("Whether the model notices that it is tested", f"{text.NOT_MEASURED} beyond these framings"),
+        *awareness_facts(inputs),
     )

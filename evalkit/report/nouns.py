@@ -293,6 +293,14 @@ class Findings(NamedTuple):
     random_note: str
 
 
+class ContextReport(NamedTuple):
+    """Section 6: test against deployment."""
+
+    lead: tuple[str, ...]
+    figures: tuple[Figure, ...]
+    tables: tuple[Table, ...]
+
+
 class Interpretation(NamedTuple):
     """Section 8, but for claims and limits."""
 
@@ -382,6 +390,8 @@ class ReportView(NamedTuple):
     environment: tuple[Fact, ...]
     packages: Table | None
     results: Findings
+    contexts: ContextReport | None
+    """None: one context only, so there is nothing to compare."""
     causes: Causes
     claims: Table
     limits: tuple[str, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from evalkit.records import FailureModeResult, GateResult
 from evalkit.report import charts, judging, text
+from evalkit.report.contexts import summary_notes
 from evalkit.report.nouns import Figure, Inputs, Summary, SummaryRow
 
 
@@ -24,7 +25,7 @@ def summary(inputs: Inputs) -> Summary:
         rows=tuple(rows),
         forest=_forest(inputs),
         not_shown=_not_shown(inputs),
-        notes=tuple(text.clipped(note, 900) for note in results.notes),
+        notes=(*summary_notes(inputs), *(text.clipped(note, 900) for note in results.notes)),
         knowledge=knowledge,
     )
 

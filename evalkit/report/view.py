@@ -9,6 +9,7 @@ from evalkit.calibrated import Calibration, shipped
 from evalkit.records import GateReport, Manifest, Plan, Results, json_text
 from evalkit.report import closing, front, methods, requirements, risks, statements, summary, text
 from evalkit.report.causes import causes
+from evalkit.report.contexts import contexts
 from evalkit.report.findings import findings
 from evalkit.report.instrument import instrument
 from evalkit.report.interpretation import interpretation
@@ -71,6 +72,7 @@ def build_view(
         environment=methods.environment(inputs),
         packages=methods.packages(inputs),
         results=findings(inputs),
+        contexts=contexts(inputs),
         causes=causes(inputs),
         claims=closing.claims(inputs),
         limits=closing.limits(inputs),

@@ -63,7 +63,7 @@ def unmeasured(compiled: Compiled, seed: int, permuted: bool = False) -> ModeFig
 
 @pytest.fixture(scope="module")
 def small() -> Calibration:
-    return run_calibration(3, n_groups=6, n_null=2, n_draws=40, grades=unmeasured)
+    return run_calibration(3, n_groups=6, gates=(), n_null=2, n_draws=40, grades=unmeasured)
 
 
 def look(wiring: Wiring, seed: int = 0) -> Observed:

@@ -12,7 +12,7 @@ from evalkit.calibration.compiling import compile_wiring
 from evalkit.calibration.confirming import grade_mode
 from evalkit.calibration.measuring import Setting, measure
 from evalkit.calibration.nulls import KINDS, NULL_SEEDS, _grade
-from evalkit.calibration.wiring import DAMPED, NULLS, PLANTED
+from evalkit.calibration.wiring import DAMPED, GATES, NULLS, PLANTED
 
 STALE = "stale; run: evalkit calibrate --null 300 --out evalkit/calibration/shipped.json"
 
@@ -30,6 +30,7 @@ def test_the_shipped_calibration_is_a_full_one_of_this_version() -> None:
     ), STALE  # fmt: skip
     assert [v.variant for v in found.variants] == [w.name for w in PLANTED], STALE
     assert [v.variant for v in found.nulls] == [w.name for w in NULLS], STALE
+    assert [g.variant for g in found.gates] == [w.name for w in GATES], STALE
     assert [m.variant for m in found.modes] == [w.name for w in PLANTED], STALE
     assert found.null.n >= 300, STALE
     assert sum(f.n for f in found.null.families) == found.null.n
@@ -47,6 +48,7 @@ def test_what_was_expected_of_the_shipped_calibration_is_what_the_code_expects()
         *calibrating.expected_of_coverage(found.coverage),
         *chain.from_iterable(map(calibrating.expected_of_frames, found.frames)),
         *calibrating.expected_of_blame(found.blame),
+        *chain.from_iterable(map(calibrating.expected_of_gate, found.gates)),
     ]
     assert list(found.expectations) == expected, STALE
 
