@@ -37,7 +37,7 @@ def rates(results: Results) -> Table:
     heads = ("failure mode", "failed", "n", "rate", "95 % interval", "not counted", "attributed")
     table = Table(*heads)
     for mode in sorted(results.failure_modes, key=lambda m: m.control_of is not None):
-        mine = [s for s in results.samples if s.failure_mode == mode.id and s.attribution is not None]
+        mine = [s for s in results.samples if s.failure_mode == mode.id and s.counted and s.attribution]
         attributed = sum(s.attribution is not None and s.attribution.method is not None for s in mine)
         of = mode.control_of
         table.add_row(
@@ -81,8 +81,12 @@ def _left_out(mode: FailureModeResult) -> tuple[tuple[int, str], ...]:
 
 
 def worst_failures(results: Results) -> Table | None:
-    """The three failures with the largest margins, and their strongest features in words."""
-    failures = [s for s in results.samples if s.outcome == "fail" and s.attribution and s.attribution.nodes]
+    """The three counted failures with the largest margins, and their strongest features in words."""
+    failures = [
+        s
+        for s in results.samples
+        if s.counted and s.outcome == "fail" and s.attribution and s.attribution.nodes
+    ]
     failures.sort(key=lambda s: (-(s.margin_nats or 0.0), s.id))
     if not failures:
         return None

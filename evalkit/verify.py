@@ -19,6 +19,7 @@ from evalkit import redacted
 from evalkit.errors import ConfigError, EvalkitError, EvidenceError
 from evalkit.evidence import pades
 from evalkit.evidence.checks import MEANING, Check, level_reached
+from evalkit.evidence.clips import check_clips
 from evalkit.evidence.envelope import check_envelope, statement
 from evalkit.evidence.keys import load_public, parse_public
 from evalkit.evidence.packing import LEDGERS, PACK, SIGNER, SUITE, gates_of, read_pack
@@ -104,6 +105,8 @@ def verify(target: Path, *, level: int = 3, signer: Path | None = None) -> Itera
     assert run.results is not None
     yield _signature(folder, run, digests, signer)
     yield from check_records(run, run.results)
+    if (clips := check_clips(folder, run.plan)) is not None:
+        yield clips
     if packed and (signed := pades.check_signed(folder)) is not None:
         yield signed
     if packed:

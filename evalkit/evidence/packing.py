@@ -29,6 +29,7 @@ from evalkit.digests import digest_bytes, digest_code, digest_file
 from evalkit.errors import ConfigError, EvidenceError, RunError
 from evalkit.evidence import pades
 from evalkit.evidence.bom import bom
+from evalkit.evidence.clips import MEDIA, check_clips
 from evalkit.evidence.envelope import sign, statement
 from evalkit.evidence.exports import json_bytes, seed_of
 from evalkit.evidence.keys import public_pem
@@ -103,6 +104,7 @@ def pack_run(
         raise RunError(f"{run_dir}: no results.json; finish the run with --resume")
     for _ in (*check_records(run, run.results), *check_figures(run, run.results)):
         pass  # each raises if it fails
+    check_clips(run_dir, run.plan)
     derived = derived_files(run_dir, run)
     _same_pdf(run_dir / "report.pdf", derived["report.pdf"])
     files: dict[str, Content] = {**_own_files(run), **suite_files(run, suite), **derived}
@@ -197,7 +199,8 @@ def _own_files(run: StoredRun) -> dict[str, Content]:
     present = {name: run.folder / name for name in (*COPIED, REDACTIONS) if (run.folder / name).is_file()}
     chained = {f"{LEDGERS}/{n}": run.folder / n for n in _CHAINED if (run.folder / n).is_file()}
     maps = {f"maps/{path.name}": path for path in sorted((run.folder / "maps").glob("*.yaml"))}
-    return {**present, **chained, **maps}
+    clips = {f"{MEDIA}/{path.name}": path for path in sorted((run.folder / MEDIA).glob("*"))}
+    return {**present, **chained, **maps, **clips}
 
 
 def suite_files(run: StoredRun, suite: Path | None) -> dict[str, Path]:

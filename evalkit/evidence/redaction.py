@@ -30,6 +30,7 @@ from evalkit.chain import UNCHAINED, Chain, Link
 from evalkit.digests import digest_bytes
 from evalkit.documents import MAX_DOCUMENT_BYTES, Source, decode, parse_yaml, plain, read_bytes
 from evalkit.errors import ConfigError, EvalkitError, RunError
+from evalkit.evidence.clips import MEDIA
 from evalkit.evidence.packing import COPIED, SUITE, Packed, pack_run, suite_files
 from evalkit.records import Attribution, Sample, SampleRecord, json_text
 from evalkit.redacted import Redactions, item_of, mark, original_text, salted, texts_in
@@ -243,8 +244,9 @@ def _records(run: StoredRun, loaded: LoadedSuite, folder: Path, veil: _Veil) -> 
     for name in COPIED:
         if name != SAMPLES and (run.folder / name).is_file():
             shutil.copyfile(run.folder / name, folder / name)
-    if (run.folder / "maps").is_dir():
-        shutil.copytree(run.folder / "maps", folder / "maps")
+    for name in ("maps", MEDIA):
+        if (run.folder / name).is_dir():
+            shutil.copytree(run.folder / name, folder / name)
     samples = render_samples(loaded, limit=run.plan.limit)
     if [s.id for s in samples] != [s.id for s in run.plan.samples]:
         raise ConfigError("redact: without their texts the suite's items are others; withhold fewer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ def circuit_necessities(rule: Rule, results: Results) -> list[Measurement]:
 def flip_rates(rule: Rule, results: Results) -> list[Measurement]:
     """Share of the multiverse's specifications that overturn a circuit's claim: a full count, no sample.
 
-    The specifications are enumerated and not drawn, so the figure has no interval.
+    The specifications are enumerated and not drawn, so the figure has no interval; n is their number.
     """
     if not results.saes:
         return missing(rule.failure_mode or "all failure modes", NO_SAE)
@@ -57,12 +58,13 @@ def flip_rates(rule: Rule, results: Results) -> list[Measurement]:
         if not mine:
             measured += missing(where(rule, mode.id), "no circuit of this failure mode was tested")
         for circuit in mine:
-            what, rate = f"circuit {circuit.id}, flip rate", circuit.flip_rate
-            if rate is None:
+            what, rate, tried = f"circuit {circuit.id}, flip rate", circuit.flip_rate, circuit.multiverse
+            if rate is None or tried is None or not tried.n:
                 measured += missing(what, "its claim was not tested in other specifications")
+            elif not math.isclose(rate, tried.n_differ / tried.n, abs_tol=1e-9):
+                measured += missing(what, "is not what its specifications give: the run contradicts itself")
             else:
-                n = circuit.necessity.n if circuit.necessity else 0
-                measured.append(Measurement(what, rate, rate, rate, n, kind="figure"))
+                measured.append(Measurement(what, rate, rate, rate, tried.n, kind="figure"))
     return measured or no_mode(rule, results)
 
 

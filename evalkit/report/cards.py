@@ -29,7 +29,7 @@ def sae_report(saes: tuple[SaeRecord, ...]) -> SaeReport | None:
     groups = [saes[i : i + N_ABREAST] for i in range(0, len(saes), N_ABREAST)]
     notes = dict.fromkeys(text.name(note) for sae in saes if sae.card for note in sae.card.notes)
     return SaeReport(
-        words=tuple(_floor_words(sae) for sae in saes),
+        words=_words(saes),
         cards=tuple(table for group in groups if (table := _cards(group))),
         files=_files(saes),
         corpus=_corpus(saes),
@@ -122,31 +122,32 @@ def _dense(card: SaeCard) -> str:
     return text.number(fmean(p.dense for p in card.probing)) if card.probing else text.NOT_MEASURED
 
 
+def _words(saes: tuple[SaeRecord, ...]) -> tuple[SaeWords, ...]:
+    """What is true of each SAE beside its floor; said once for the hooks of which the same is true."""
+    hooks: dict[SaeWords, list[str]] = {}
+    for sae in saes:
+        hooks.setdefault(_floor_words(sae), []).append(text.name(sae.hook))
+    return tuple(w._replace(words=f"{', '.join(places)}: {w.words}") for w, places in hooks.items())
+
+
 def _floor_words(sae: SaeRecord) -> SaeWords:
-    place = text.name(sae.hook)
     if sae.card is None:
         return SaeWords(
-            f"{place}: no card came with this SAE; its reconstruction, corpus and floors are not measured.",
+            "no card came with this SAE; its reconstruction, corpus and floors are not measured.",
             False,
         )
     own, floor = sae.card.quality, sae.card.random_floor
     if floor is None:
-        return SaeWords(
-            f"{place}: the frozen-random floor was not measured, so its figures cannot be judged.", False
-        )
+        return SaeWords("the frozen-random floor was not measured, so its figures cannot be judged.", False)
     compared = [(name, get(own), get(floor)) for name, get, higher, _ in _QUALITY if higher]
     pairs = [(name[0].lower() + name[1:], a, b) for name, a, b in compared if a is not None and b is not None]
     lost = [f"{name} ({text.number(a)} against {text.number(b)})" for name, a, b in pairs if a <= b]
     if not pairs:
-        return SaeWords(
-            f"{place}: no figure was measured for both the SAE and the frozen-random floor.", False
-        )
+        return SaeWords("no figure was measured for both the SAE and the frozen-random floor.", False)
     if lost:
-        return SaeWords(
-            f"{place}: the SAE does not beat the frozen-random floor on {'; '.join(lost)}.", False
-        )
+        return SaeWords(f"the SAE does not beat the frozen-random floor on {'; '.join(lost)}.", False)
     names = "; ".join(name for name, _, _ in pairs)
-    return SaeWords(f"{place}: the SAE beats the frozen-random floor on {names}.", True)
+    return SaeWords(f"the SAE beats the frozen-random floor on {names}.", True)
 
 
 def _files(saes: tuple[SaeRecord, ...]) -> Table:

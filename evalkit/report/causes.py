@@ -216,6 +216,7 @@ def _failure(sample: SampleResult, known: circuit_figures.Known, clip: bytes | N
         rows,
         note,
         may_split=True,
+        dense=True,
     )
     return NodeReport(
         text.name(sample.id),
@@ -322,7 +323,9 @@ def _effect(effect: Necessity | None) -> str:
     if effect.ceiling_n is not None and effect.ceiling_n_flipped is not None:
         ceiling = f"{text.fraction(effect.ceiling_n_flipped, effect.ceiling_n)} = {ceiling}"
     parts += f"; ceiling {ceiling}; {text.plural(effect.n_broken, 'broken output')}"
-    return parts + f"; collateral {text.number(effect.collateral_kl)} nats (KL on passing twins)"
+    kl = effect.collateral_kl
+    shown = f"{text.number(kl)} nats" if kl is not None else text.NOT_MEASURED
+    return f"{parts}; collateral (KL on passing twins) {shown}"
 
 
 def _edges(circuit: Circuit) -> Table | None:

@@ -12,17 +12,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from evalkit.report import text
-from evalkit.report.svg import ACCENT as _ACCENT
-from evalkit.report.svg import PALE as _PALE
-from evalkit.report.svg import RULE as _RULE
-from evalkit.report.svg import SOFT as _SOFT
-from evalkit.report.svg import WARN as _WARN
-from evalkit.report.svg import drawing as _svg
-from evalkit.report.svg import line as _line
-from evalkit.report.svg import mark as _shape
-from evalkit.report.svg import rect as _rect
-from evalkit.report.svg import stroke as _stroke
-from evalkit.report.svg import words_at as _text
+from evalkit.report.svg import ACCENT, PALE, RULE, SOFT, WARN, drawing, line, mark, rect, stroke, words_at
 
 _Scale = Callable[[float], float]
 
@@ -68,22 +58,22 @@ def forest_plot(title: str, rows: Sequence[Interval]) -> Markup:
         y = top + row_h * (index + 0.5)
         heading = row.value is None and not row.words
         weight = 600 if heading else 400
-        parts.append(_text(left - 12, y + 4, row.label, anchor="end", size=10.5, weight=weight))
-        parts.append(_text(right + 12, y + 4, row.words, size=10.5, colour=_SOFT))
+        parts.append(words_at(left - 12, y + 4, row.label, anchor="end", size=10.5, weight=weight))
+        parts.append(words_at(right + 12, y + 4, row.words, size=10.5, colour=SOFT))
         if row.threshold is not None:
             at = x(row.threshold)
-            parts.append(_line(at, y - row_h / 2 + 2, at, y + row_h / 2 - 2, _WARN, 1.6, "3 2"))
+            parts.append(line(at, y - row_h / 2 + 2, at, y + row_h / 2 - 2, WARN, 1.6, "3 2"))
         if row.low is not None and row.high is not None:
-            parts.append(_line(x(row.low), y, x(row.high), y, _ACCENT, 1.8))
-            parts += [_line(x(v), y - 4, x(v), y + 4, _ACCENT, 1.8) for v in (row.low, row.high)]
+            parts.append(line(x(row.low), y, x(row.high), y, ACCENT, 1.8))
+            parts += [line(x(v), y - 4, x(v), y + 4, ACCENT, 1.8) for v in (row.low, row.high)]
         if row.value is not None:
-            parts.append(_shape("square", x(row.value), y, 4.2, _ACCENT))
+            parts.append(mark("square", x(row.value), y, 4.2, ACCENT))
     if any(row.threshold is not None for row in rows):
-        parts.append(_line(left, bottom + 29, left, bottom + 41, _WARN, 1.6, "3 2"))
-        parts.append(_text(left + 8, bottom + 39, "threshold of the gate", size=10, colour=_SOFT))
-        parts.append(_shape("square", left + 130, bottom + 35, 4.2, _ACCENT))
-        parts.append(_text(left + 140, bottom + 39, "rate with its 95 % interval", size=10, colour=_SOFT))
-    return _svg(title, width, bottom + 44, parts)
+        parts.append(line(left, bottom + 29, left, bottom + 41, WARN, 1.6, "3 2"))
+        parts.append(words_at(left + 8, bottom + 39, "threshold of the gate", size=10, colour=SOFT))
+        parts.append(mark("square", left + 130, bottom + 35, 4.2, ACCENT))
+        parts.append(words_at(left + 140, bottom + 39, "rate with its 95 % interval", size=10, colour=SOFT))
+    return drawing(title, width, bottom + 44, parts)
 
 
 def size_curve(title: str, curves: Sequence[Curve], axis: str = "nodes switched off") -> Markup:
@@ -101,41 +91,41 @@ def size_curve(title: str, curves: Sequence[Curve], axis: str = "nodes switched 
 
     parts = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(_line(left, y(tick), right, y(tick), _RULE, 0.7))
+        parts.append(line(left, y(tick), right, y(tick), RULE, 0.7))
         parts.append(
-            _text(
-                left - 8, y(tick) + 4, f"{tick:.0%}".replace("%", " %"), anchor="end", size=10, colour=_SOFT
+            words_at(
+                left - 8, y(tick) + 4, f"{tick:.0%}".replace("%", " %"), anchor="end", size=10, colour=SOFT
             )
         )
-    parts += [_text(x(s), bottom + 17, str(s), anchor="middle", size=10, colour=_SOFT) for s in sizes]
-    parts.append(_text((left + right) / 2, bottom + 36, axis, anchor="middle", size=10.5, colour=_SOFT))
+    parts += [words_at(x(s), bottom + 17, str(s), anchor="middle", size=10, colour=SOFT) for s in sizes]
+    parts.append(words_at((left + right) / 2, bottom + 36, axis, anchor="middle", size=10.5, colour=SOFT))
     marks = ("circle", "triangle", "diamond", "hollow", "cross")
     dashes = ("", "5 3", "1.5 2.5", "7 2 1.5 2", "3 3")
     labels: list[tuple[float, str, str, str]] = []
     ordered = sorted(curves, key=lambda curve: not curve.audited)
     for index, curve in enumerate(ordered):
-        mark, dash = marks[index % 5], "" if curve.audited else dashes[1 + index % 4]
-        colour = _ACCENT if curve.audited else _SOFT
-        parts += _curve(curve, x, y, colour, dash, mark)
+        kind, dash = marks[index % 5], "" if curve.audited else dashes[1 + index % 4]
+        colour = ACCENT if curve.audited else SOFT
+        parts += _curve(curve, x, y, colour, dash, kind)
         if curve.points:
-            labels.append((y(curve.points[-1][1]), curve.label, colour, mark))
+            labels.append((y(curve.points[-1][1]), curve.label, colour, kind))
     parts += _end_labels(labels, right + 14, top, bottom)
-    return _svg(title, width, bottom + 44, parts)
+    return drawing(title, width, bottom + 44, parts)
 
 
 def share_bar(title: str, parts: Sequence[Part]) -> Markup:
     """Parts of a whole as one divided bar with its labels below."""
     width, height = 640.0, 15.0
-    fills = (_ACCENT, _PALE, _WARN, _SOFT)
+    fills = (ACCENT, PALE, WARN, SOFT)
     out, at, key_at = [], 0.0, 0.0
     for index, part in enumerate(parts):
         fill = fills[index % 4]
-        out.append(_rect(at * width, 2, max(0.0, part.share) * width, height, fill))
+        out.append(rect(at * width, 2, max(0.0, part.share) * width, height, fill))
         label = f"{part.label} {text.percent(part.share)}"
-        out.append(_rect(key_at, height + 11, 9, 9, fill))
-        out.append(_text(key_at + 14, height + 19.5, label, size=10.5, colour=_SOFT))
+        out.append(rect(key_at, height + 11, 9, 9, fill))
+        out.append(words_at(key_at + 14, height + 19.5, label, size=10.5, colour=SOFT))
         at, key_at = at + part.share, key_at + 34 + 5.4 * len(label)
-    return _svg(title, width, height + 26, out)
+    return drawing(title, width, height + 26, out)
 
 
 def _axis_end(values: Sequence[float]) -> float:
@@ -147,24 +137,24 @@ def _axis_end(values: Sequence[float]) -> float:
 def _axis(x: _Scale, ticks: Sequence[float], top: float, bottom: float) -> str:
     parts = []
     for tick in ticks:
-        parts.append(_line(x(tick), top, x(tick), bottom + 4, _RULE, 0.7))
+        parts.append(line(x(tick), top, x(tick), bottom + 4, RULE, 0.7))
         parts.append(
-            _text(x(tick), bottom + 18, f"{100 * tick:.3g} %", anchor="middle", size=10, colour=_SOFT)
+            words_at(x(tick), bottom + 18, f"{100 * tick:.3g} %", anchor="middle", size=10, colour=SOFT)
         )
     return "".join(parts)
 
 
-def _curve(curve: Curve, x: _Scale, y: _Scale, colour: str, dash: str, mark: str) -> list[str]:
+def _curve(curve: Curve, x: _Scale, y: _Scale, colour: str, dash: str, kind: str) -> list[str]:
     parts = []
     for size, _, low, high in curve.points:
         if low is not None and high is not None and high > low:
-            parts.append(_line(x(size), y(low), x(size), y(high), colour, 0.9 if curve.audited else 0.6))
-    line = " ".join(f"{x(size):.1f},{y(rate):.1f}" for size, rate, _, _ in curve.points)
+            parts.append(line(x(size), y(low), x(size), y(high), colour, 0.9 if curve.audited else 0.6))
+    points = " ".join(f"{x(size):.1f},{y(rate):.1f}" for size, rate, _, _ in curve.points)
     width = 2.2 if curve.audited else 1.2
     extra = f' stroke-dasharray="{dash}"' if dash else ""
-    parts.append(f'<polyline points="{line}" fill="none" {_stroke(colour)} stroke-width="{width}"{extra}/>')
+    parts.append(f'<polyline points="{points}" fill="none" {stroke(colour)} stroke-width="{width}"{extra}/>')
     parts += [
-        _shape(mark, x(size), y(rate), 3.8 if curve.audited else 3.0, colour)
+        mark(kind, x(size), y(rate), 3.8 if curve.audited else 3.0, colour)
         for size, rate, _, _ in curve.points
     ]
     return parts
@@ -175,9 +165,9 @@ def _end_labels(labels: list[tuple[float, str, str, str]], x: float, top: float,
     parts: list[str] = []
     placed = top - 14.0
     n_left = len(labels)
-    for y, label, colour, mark in sorted(labels):
+    for y, label, colour, kind in sorted(labels):
         at = max(placed + 14.0, min(y, bottom - 14.0 * (n_left - 1)))
-        parts.append(_shape(mark, x + 2, at, 3.2, colour))
-        parts.append(_text(x + 11, at + 4, label, size=10.5, colour=colour))
+        parts.append(mark(kind, x + 2, at, 3.2, colour))
+        parts.append(words_at(x + 11, at + 4, label, size=10.5, colour=colour))
         placed, n_left = at, n_left - 1
     return parts

@@ -113,9 +113,9 @@ def claims(inputs: Inputs) -> Table:
         for c in inputs.results.claims[:N_CLAIMS]
     )
     columns = (
-        Column("Id", "text", "w20"),
+        Column("Id", "text", "w25"),
         Column("Type", "word"),
-        Column("Claim", "text", "w50"),
+        Column("Claim"),
         Column("Grade", "word"),
         Column("Evidence, by record id", "text", "w20"),
     )

@@ -44,7 +44,8 @@ def effects(mode: str, failed: list[SampleResult], circuits: list[Circuit]) -> T
         Column("Items", "num"),
         Column("Effect, nats", "num"),
         Column("95 % interval", "num"),
-        Column("Matched-random control", "text", "w35"),
+        Column("Flips, its circuit", "num"),
+        Column("Flips, matched-random", "num"),
     )
     more = len(order) - len(rows)
     note = (
@@ -52,10 +53,10 @@ def effects(mode: str, failed: list[SampleResult], circuits: list[Circuit]) -> T
         "measured "
         "(chosen there, so it says nothing of others); Student's interval over items "
         "(framings of one count once), below 3 not stated. "
-        "Features of a mode circuit first, then those of most items. The control: sets of "
-        "unselected features that fire on failures, at the circuit's hooks and roles, switched off on its "
-        "held-out "
-        "failures."
+        "Features of a mode circuit first, then those of most items. Matched-random: sets of unselected "
+        "features that fire on failures, as many as the circuit has and at its hooks and roles, switched off "
+        "on its held-out failures. It is the control of the circuit, thus of a feature only where that is "
+        "alone in its circuit; single features have no such control of their own (not measured)."
     )
     note += f" {text.count(more)} more in results.json." if more > 0 else ""
     return Table(f"{mode}: effects of features over failures", columns, rows, note, may_split=True)
@@ -71,14 +72,16 @@ def _row(key: _Key, values: list[float], circuit: Circuit | None) -> tuple[str, 
         str(len(values)),
         text.nats(fmean(values)),
         shown,
-        _control(circuit),
+        *_control(circuit),
     )
 
 
-def _control(circuit: Circuit | None) -> str:
+def _control(circuit: Circuit | None) -> tuple[str, str]:
+    """Flips of the feature's mode circuit and of the sets of matched features; none without a circuit."""
     matched = next((c for c in circuit.controls if c.kind == "matched_random"), None) if circuit else None
     if circuit is None or matched is None or circuit.necessity is None:
-        return text.NOT_MEASURED
-    sets = text.fraction(matched.n_flipped, matched.n)
-    own = text.fraction(circuit.necessity.n_flipped, circuit.necessity.n)
-    return f"of this feature alone {text.NOT_MEASURED}; of its circuit: sets {sets} flips, circuit {own}"
+        return text.NOT_MEASURED, text.NOT_MEASURED
+    return (
+        text.fraction(circuit.necessity.n_flipped, circuit.necessity.n),
+        text.fraction(matched.n_flipped, matched.n),
+    )

@@ -165,7 +165,13 @@ def _failures(inputs: Inputs) -> Table:
     if not rows:
         note = "No counted sample failed."
     return Table(
-        "All counted failures", columns, rows, note.strip(), may_split=True, n_print=N_FAILURES_PRINTED
+        "All counted failures",
+        columns,
+        rows,
+        note.strip(),
+        may_split=True,
+        n_print=N_FAILURES_PRINTED,
+        dense=True,
     )
 
 

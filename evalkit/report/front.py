@@ -196,10 +196,10 @@ def plan_facts(inputs: Inputs) -> tuple[Fact, ...]:
     if plan is None:
         facts.append(Fact("Thresholds and analysis grid", text.NOT_STATED, "missing"))
         return tuple(facts)
-    for name, value in sorted(plan.thresholds.items()):
-        facts.append(Fact(f"Threshold {text.name(name)}", f"{value:g}".replace("-", "−")))
-    for name, values in sorted(plan.grid.items()):
-        facts.append(Fact(f"Grid {text.name(name)}", text.name(", ".join(values), 300)))
+    limits = [f"{text.name(k)} {v:g}".replace("-", "−") for k, v in sorted(plan.thresholds.items())]
+    grid = [f"{text.name(k)}: {text.name(', '.join(v), 300)}" for k, v in sorted(plan.grid.items())]
+    facts.append(Fact("Thresholds", "; ".join(limits) or text.NOT_STATED))
+    facts.append(Fact("Analysis grid", "; ".join(grid) or text.NOT_STATED))
     return tuple(facts)
 
 

@@ -28,7 +28,14 @@ def item_index(inputs: Inputs) -> Table:
     note = "Digest: the first 12 hexadecimal digits of the SHA-256 of the item's last user message (UTF-8)."
     if len(samples) > N_ITEMS:
         note += f" {text.count(len(samples) - N_ITEMS)} further items stand in results.json."
-    return Table("Items", (*_HEADS, *_HEADS), rows, note if rows else "The run has no items.", may_split=True)
+    return Table(
+        "Items",
+        (*_HEADS, *_HEADS),
+        rows,
+        note if rows else "The run has no items.",
+        may_split=True,
+        dense=True,
+    )
 
 
 def _cells(sample: SampleResult) -> tuple[str, str, str]:

@@ -57,6 +57,8 @@ class Table(NamedTuple):
     """True: the table may run over a page's end; else it is kept whole if it is short."""
     n_print: int | None = None
     """On paper only so many rows; on screen all of them, to be sorted and filtered."""
+    dense: bool = False
+    """True: a long list that is looked up and not read; smaller on paper."""
 
 
 class Figure(NamedTuple):
@@ -153,6 +155,11 @@ class SampleCard(NamedTuple):
     parts: tuple[tuple[str, str], ...]
     """Name and text: prompt, response, the two answers."""
     note: str
+
+    @property
+    def abreast(self) -> bool:
+        """Whether what follows the prompt is short enough to stand side by side."""
+        return len(self.parts) == 4 and all(len(words) <= 24 for _, words in self.parts[1:])
 
 
 class ModeResults(NamedTuple):

@@ -310,5 +310,5 @@ def _row(requirement: Requirement, inputs: Inputs) -> RequirementRow:
         status=found.status,
         references=references if found.status != "N/A" else (),
         gap=text.clipped("; ".join(gaps), 500) if gaps else "none named",
-        read="read" if requirement.verified else "not read in the primary source",
+        read="text read" if requirement.verified else "text not read",
     )

@@ -19,15 +19,14 @@ def by_risk(inputs: Inputs) -> Table:
             ids = tuple(r.id for r in text_map.requirements if asks & set(r.evidence))
             groups.setdefault(ids, []).append(text.name(mode, 40))
         rows += [
-            (suite, ", ".join(modes), text.name(text_map.title, 200), text.name(", ".join(ids), 300))
+            (", ".join(modes), text.name(text_map.title, 200), text.name(", ".join(ids), 300))
             for ids, modes in groups.items()
             if ids
         ]
     columns = (
-        Column("Suite", "text", "w20"),
-        Column("Risk (failure mode)", "text", "w25"),
-        Column("Text", "text", "w25"),
-        Column("Requirements", "text", "w25"),
+        Column("Risk (failure mode)", "text", "w35"),
+        Column("Text", "text", "w35"),
+        Column("Requirements"),
     )
     note = "Requirements that ask for failure rates, or for this failure mode's; status and gap of each: A1."
-    return Table("From suite to risk to requirement", columns, tuple(rows), note if rows else "")
+    return Table(f"From the suite {suite} to risk to requirement", columns, tuple(rows), note if rows else "")

@@ -83,13 +83,15 @@ def _lead(inputs: Inputs) -> tuple[str, ...]:
     first += f"{text.name(results.suite.id)} {text.name(results.suite.version)}."
     rated = [mode for mode in results.failure_modes if mode.control_of is None]
     failed = sum(mode.n_failed for mode in rated)
-    attributed = [s for s in results.samples if s.attribution and s.attribution.nodes]
+    ids = {mode.id for mode in rated}
+    failures = [s for s in results.samples if s.failure_mode in ids and s.counted and s.outcome == "fail"]
+    attributed = [s for s in failures if s.attribution and s.attribution.nodes]
     second = (
         f"In the first context, {text.plural(failed, 'failure')} "
         f"in {text.plural(len(rated), 'failure mode')} {'is' if failed == 1 else 'are'} "
         "counted; "
-        f"{text.plural(len(attributed), 'failing sample')} over all contexts could be attributed to SAE "
-        "features and tested by intervening."
+        f"of {text.plural(len(failures), 'failure')} over all contexts, {text.count(len(attributed))} could "
+        "be attributed to SAE features and tested by intervening."
     )
     verdicts = [gate.verdict for gate in judging.gates_of(inputs)]
     if not verdicts:

@@ -12,7 +12,17 @@ from pydantic import ValidationError
 from small_run import SAE, attributed, circuit, mode_result, proportion, results, sample_result
 
 from evalkit.gate import exit_code, judge
-from evalkit.records import Circuit, FailureModeResult, Policy, Proportion, Results, Rule
+from evalkit.records import (
+    Circuit,
+    Environment,
+    FailureModeResult,
+    GateReport,
+    Multiverse,
+    Policy,
+    Proportion,
+    Results,
+    Rule,
+)
 
 KNOWN = proportion(40, 400)
 THRESHOLDS: dict[str, dict[str, Any]] = {
@@ -40,19 +50,27 @@ def healthy() -> Results:
     ]
     [one] = circuit(k=95, n=100).nodes
     nodes = tuple(one.model_copy(update={"feature": f, "id": f"n{f}"}) for f in range(20))
-    made = circuit(k=95, n=100).model_copy(update={"flip_rate": 0.02, "nodes": nodes})
+    tried = Multiverse(not_run=None, n=50, n_confirmed=49, n_differ=1)
+    made = circuit(k=95, n=100).model_copy(update={"flip_rate": 0.02, "nodes": nodes, "multiverse": tried})
     return results([mode], samples, [made], saes=[SAE])
 
 
 HEALTHY = healthy()
 
 
-def verdict(run: Results, metric: str, baseline: Results | None = HEALTHY, **changes: Any) -> str:
+def judged(
+    run: Results, metric: str, baseline: Results | None = HEALTHY, distrust: str = "", **changes: Any
+) -> GateReport:
     given = {**THRESHOLDS[metric], **changes}
     rule = Rule.model_construct(
         **{**Rule.model_construct(id="r", metric=metric).__dict__, "failure_mode": "f", **given}  # type: ignore[arg-type]
     )
-    report = judge(run, Policy.model_construct(schema_version=1, id="p", rules=(rule,)), baseline)
+    policy = Policy.model_construct(schema_version=1, id="p", rules=(rule,))
+    return judge(run, policy, baseline, distrust=distrust)
+
+
+def verdict(run: Results, metric: str, baseline: Results | None = HEALTHY, **changes: Any) -> str:
+    report = judged(run, metric, baseline, **changes)
     assert report.verdict is not None
     assert (exit_code(report, run.run.complete) == 0) == (report.verdict == "pass" and run.run.complete)
     return report.verdict
@@ -206,3 +224,130 @@ def test_an_incomplete_too_small_or_distrusted_run_never_passes(metric: str, how
 def test_text_that_is_no_run_never_becomes_one(text: str) -> None:
     with pytest.raises(ValidationError):
         Results.model_validate_json(text)
+
+
+# ------------------------------------- every metric, every way of not knowing: inconclusive, exit 4
+
+
+def with_mode(**changes: Any) -> Results:
+    [mode] = HEALTHY.failure_modes
+    return HEALTHY.model_copy(update={"failure_modes": (mode.model_copy(update=changes),)})
+
+
+def with_circuit(**changes: Any) -> Results:
+    [one] = HEALTHY.circuits
+    return HEALTHY.model_copy(update={"circuits": (one.model_copy(update=changes),)})
+
+
+def with_attributions(**changes: Any) -> Results:
+    samples = (
+        s.model_copy(update={"attribution": s.attribution.model_copy(update=changes)}) if s.attribution else s
+        for s in HEALTHY.samples
+    )
+    return HEALTHY.model_copy(update={"samples": tuple(samples)})
+
+
+def with_card(card: Any) -> Results:
+    return HEALTHY.model_copy(update={"saes": (SAE.model_copy(update={"card": card}),)})
+
+
+def with_necessity(value: Any) -> Results:
+    [one] = HEALTHY.circuits
+    assert one.necessity is not None
+    return with_circuit(necessity=one.necessity.model_copy(update={"rate": value}))
+
+
+def with_explained(value: Any) -> Results:
+    assert SAE.card is not None
+    quality = SAE.card.quality.model_copy(update={"explained_variance": value})
+    return with_card(SAE.card.model_copy(update={"quality": quality}))
+
+
+ENVIRONMENT = Environment(
+    evalkit="1", python="3", platform="p", device="cpu", n_threads=1, deterministic=True, packages={}
+)
+NOT_ATTRIBUTED = {"method": None, "no_attribution": "no_sae", "nodes": (), "errors": (), "error_share": None}
+NODE = attributed(1.0, 3.0).nodes[0]
+MISSING: dict[str, Results] = {
+    "failure_rate": with_mode(n=0, n_failed=0, rate=None, ci_low=None, ci_high=None),
+    "rate_given_knowledge": with_mode(given_knowledge=None),
+    "rate_difference": HEALTHY.model_copy(update={"samples": ()}),
+    "feature_share": with_attributions(**NOT_ATTRIBUTED),
+    "feature_in_top_k": with_attributions(**NOT_ATTRIBUTED),
+    "error_share": with_attributions(**NOT_ATTRIBUTED),
+    "circuit_necessity": with_circuit(necessity=None),
+    "circuit_overlap": HEALTHY.model_copy(update={"circuits": ()}),
+    "flip_rate": with_circuit(flip_rate=None, multiverse=None),
+    "grade": HEALTHY.model_copy(update={"circuits": ()}),
+    "sae_card": with_card(None),
+}
+NOT_A_NUMBER: dict[str, Results] = {
+    "failure_rate": with_mode(rate=math.nan),
+    "rate_given_knowledge": with_mode(given_knowledge=KNOWN.model_copy(update={"rate": math.nan})),
+    "feature_share": with_attributions(nodes=(NODE.model_copy(update={"effect_nats": math.nan}),)),
+    "feature_in_top_k": with_attributions(nodes=(NODE.model_copy(update={"confirmed_nats": math.nan}),)),
+    "error_share": with_attributions(error_share=math.nan),
+    "circuit_necessity": with_necessity(math.nan),
+    "flip_rate": with_circuit(flip_rate=math.nan),
+    "sae_card": with_explained(math.nan),
+}
+"""The other metrics read counts, nodes and grades; of them only the threshold can be no number (above)."""
+
+
+def stops(report: GateReport) -> None:
+    [gate] = report.gates
+    assert (gate.verdict, exit_code(report, True)) == ("inconclusive", 4)
+    assert gate.reason
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_what_is_missing_is_inconclusive_for_every_metric(metric: str) -> None:
+    stops(judged(MISSING[metric], metric))
+
+
+@pytest.mark.parametrize("metric", sorted(NOT_A_NUMBER))
+def test_what_is_not_a_number_is_inconclusive_for_every_metric(metric: str) -> None:
+    stops(judged(NOT_A_NUMBER[metric], metric))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_too_few_is_inconclusive_for_every_metric_and_names_the_number(metric: str) -> None:
+    report = judged(HEALTHY, metric, min_n=10**6)
+    stops(report)
+    assert report.gates[0].n_needed == 10**6
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_wrong_plan_is_inconclusive_for_every_metric(metric: str) -> None:
+    report = judged(HEALTHY, metric, distrust="plan.json is not the run's plan")
+    stops(report)
+    assert "plan.json" in report.gates[0].reason
+
+
+@pytest.mark.parametrize("metric", ["rate_difference", "circuit_overlap"])
+@pytest.mark.parametrize("what", ["suite", "scorers", "saes"])
+def test_a_baseline_of_another_suite_scorer_or_sae_is_inconclusive(metric: str, what: str) -> None:
+    [sae] = HEALTHY.saes
+    changes: dict[str, Any] = {
+        "suite": {"suite": HEALTHY.suite.model_copy(update={"sha256": "0" * 64})},
+        "scorers": {"environment": ENVIRONMENT},  # the other run does not say
+        "saes": {"saes": (sae.model_copy(update={"sha256": "0" * 64}),)},
+    }
+    report = judged(HEALTHY, metric, HEALTHY.model_copy(update=changes[what]))
+    stops(report)
+    assert "not comparable" in report.gates[0].reason
+
+
+@pytest.mark.parametrize("metric", ["feature_share", "error_share"])
+def test_mean_and_single_failures_are_judged_by_the_rule_that_names_them(metric: str) -> None:
+    """One failure of forty lies wholly in the feature, or wholly in the error: the mean does not show it."""
+    assert verdict(HEALTHY, metric, max=0.9) == "pass"
+    one = attributed(9.9, 0.1) if metric == "feature_share" else attributed(0.1, 9.9)
+    samples = tuple(
+        s.model_copy(update={"attribution": one}) if i == 0 else s for i, s in enumerate(HEALTHY.samples)
+    )
+    run = HEALTHY.model_copy(update={"samples": samples})
+    assert verdict(run, metric, max=0.9, aggregate="mean") == "pass"
+    assert verdict(run, metric, max=0.9, aggregate="every") == "fail"
+    assert verdict(run, metric, max=0.2, aggregate="share_above", level=0.9) == "pass"
+    assert verdict(run, metric, max=0.01, aggregate="share_above", level=0.9) == "fail"

@@ -23,6 +23,7 @@ from evalkit.records import (
     Circuit,
     Environment,
     GateResult,
+    Multiverse,
     Node,
     Policy,
     Results,
@@ -243,9 +244,13 @@ def test_a_grade_between() -> None:
 
 
 def test_the_flip_rate_of_every_circuit_must_be_measured() -> None:
-    tested = circuit().model_copy(update={"flip_rate": 0.04})
+    tried = Multiverse(not_run=None, n=50, n_confirmed=48, n_differ=2)
+    tested = circuit().model_copy(update={"flip_rate": 0.04, "multiverse": tried})
     run = results([mode_result(20, 40)], circuits=[tested], saes=[SAE])
-    assert gate(run, "flip_rate", max=0.1).verdict == "pass"
+    passed = gate(run, "flip_rate", max=0.1)
+    assert passed.verdict == "pass" and passed.n == 50, "specifications, not failures"
+    few = gate(run, "flip_rate", max=0.1, min_n=51)
+    assert (few.verdict, few.n_needed) == ("inconclusive", 51)
     assert gate(run, "flip_rate", max=0.01).verdict == "fail"
     both = results(
         [mode_result(20, 40)], circuits=[tested, circuit().model_copy(update={"id": "c2"})], saes=[SAE]
@@ -253,6 +258,13 @@ def test_the_flip_rate_of_every_circuit_must_be_measured() -> None:
     untested = gate(both, "flip_rate", max=0.1)
     assert untested.verdict == "inconclusive" and "not tested in other specifications" in untested.reason
     assert gate(both, "flip_rate", circuit="c1", max=0.1).verdict == "pass"
+    for damage in (
+        {"multiverse": None},
+        {"multiverse": Multiverse(not_run="asked not to")},
+        {"flip_rate": 0.02},
+    ):
+        bad = results([mode_result(20, 40)], circuits=[tested.model_copy(update=damage)], saes=[SAE])
+        assert gate(bad, "flip_rate", max=0.1).verdict == "inconclusive"
     none = results([mode_result(20, 40)], saes=[SAE])
     assert "no circuit of this failure mode was tested" in gate(none, "flip_rate", max=0.1).reason
     assert gate(results([mode_result(20, 40)]), "flip_rate", max=0.1).verdict == "inconclusive"

@@ -151,10 +151,11 @@ def test_the_matched_random_control_is_the_circuits_or_not_measured(run: Run) ->
     failed = [attributed(next(s for s in run.results.samples if s.attribution and s.attribution.nodes), 1.0)]
     with_it = effects.effects("x", failed, [circuit])
     assert with_it is not None
-    assert "of its circuit: sets 0 / 12 flips, circuit 6 / 12" in with_it.rows[0][5].replace("\u00a0", " ")
+    assert [cell.replace("\u00a0", " ") for cell in with_it.rows[0][5:]] == ["6 / 12", "0 / 12"]
+    assert "control of the circuit" in with_it.note and "not measured" in with_it.note
     other = tuple(c for c in circuit.controls if c.kind != "matched_random")
     without = effects.effects("x", failed, [circuit.model_copy(update={"controls": other})])
-    assert without is not None and without.rows[0][5] == "not measured"
+    assert without is not None and without.rows[0][5:] == ("not measured", "not measured")
 
 
 def test_multiplicity_counts_what_was_tested(run: Run) -> None:
@@ -202,15 +203,15 @@ def test_beside_each_rate_stand_the_twins_and_over_refusal(run: Run) -> None:
 
 def test_a_risk_leads_to_the_requirements_that_ask_for_its_rate(run: Run) -> None:
     table = risks.by_risk(inputs(run))
-    rmf = next(row for row in table.rows if "Risk Management" in row[2])
-    assert rmf[1] == ", ".join(m.id for m in run.results.failure_modes if m.n)
-    assert rmf[3].startswith(
-        "MEASURE 1.1, MEASURE 2.1" if "MEASURE 2.1," in rmf[3] else "MEASURE 1.1, MEASURE 2.3"
+    rmf = next(row for row in table.rows if "Risk Management" in row[1])
+    assert rmf[0] == ", ".join(m.id for m in run.results.failure_modes if m.n)
+    assert rmf[2].startswith(
+        "MEASURE 1.1, MEASURE 2.1" if "MEASURE 2.1," in rmf[2] else "MEASURE 1.1, MEASURE 2.3"
     )
-    stream = [row for row in table.rows if "STREAM" in row[2]]
-    assert "Baselines" not in stream[0][3]
+    stream = [row for row in table.rows if "STREAM" in row[1]]
+    assert "Baselines" not in stream[0][2]
     refusal = run.results.failure_modes[0].model_copy(update={"id": "over_refusal", "n": 20})
     more = risks.by_risk(changed(run, failure_modes=(*run.results.failure_modes, refusal)))
-    assert ["Baselines" in row[3] for row in more.rows if "STREAM" in row[2]] == [False, True]
+    assert ["Baselines" in row[2] for row in more.rows if "STREAM" in row[1]] == [False, True]
     empty = tuple(m.model_copy(update={"n": 0}) for m in run.results.failure_modes)
     assert risks.by_risk(changed(run, failure_modes=empty)).rows == ()
