@@ -139,7 +139,7 @@ def verify(
     Exit 0: clean; 1: a check failed, or a level asked for was not reached. Without --signer a signature
     shows that the pack is whole, not who made it.
     """
-    from evalkit.evidence.checks import MEANING, level_reached
+    from evalkit.evidence.checks import MEANING, level_reached, why_not_higher
     from evalkit.verify import verify as run_checks
 
     checks: list[Check] = []
@@ -163,6 +163,8 @@ def verify(
         raise EvidenceError(f"{target}: level {level} was asked for, level {reached} reached; see above")
     meaning = ", ".join(MEANING[n] for n in range(1, reached + 1)) or MEANING[0]
     out.print(f"Level reached: {reached} of 5 ({meaning})")
+    if why := why_not_higher(checks):
+        out.print(f"Not higher: {escape(why)}")
 
 
 def _told() -> Progress:

@@ -270,8 +270,7 @@ def _rate_words(r: RateChange) -> str:
     return (
         f"{r.failure_mode}, {r.context}: {r.rate_first:.1%} before, {r.rate_second:.1%} now on the same "
         f"{r.n} samples ({r.n_fixed} fixed, {r.n_broken} broken, {unchanged} unchanged{lost}); difference "
-        f"{d.estimate:+.1%}, 95 % interval {d.low:+.1%} to {d.high:+.1%}, exact McNemar p {r.p_value:.3g} "
-        f"(Holm {r.p_holm:.3g}): {verdict}."
+        f"{_points(d)}, exact McNemar p {r.p_value:.3g} (Holm {r.p_holm:.3g}): {verdict}."
     )
 
 
@@ -281,9 +280,7 @@ def _share_words(e: ErrorShareChange) -> str:
         f"over {e.n} failures of both runs"
     )
     if e.difference is not None:
-        words += (
-            f" (difference {e.difference.estimate:+.1%}, {e.difference.low:+.1%} to {e.difference.high:+.1%})"
-        )
+        words += f" (difference {_points(e.difference)})"
     return words + (f"; {e.n_unpaired} failures of one run only have no pair." if e.n_unpaired else ".")
 
 
@@ -295,3 +292,8 @@ def _circuit_words(c: CircuitChange) -> str:
         words += f"; overlap {c.overlap.estimate:.0%} ({c.overlap.low:.0%} to {c.overlap.high:.0%})"
     grade = c.grade_first if c.grade_first == c.grade_second else f"{c.grade_first} → {c.grade_second}"
     return f"{words}; grade {grade}."
+
+
+def _points(d: Range) -> str:
+    """`-50.0 points, 95 % interval -93.0 to +26.3`: a difference of two rates or shares."""
+    return f"{100 * d.estimate:+.1f} points, 95 % interval {100 * d.low:+.1f} to {100 * d.high:+.1f}"

@@ -27,6 +27,19 @@ class Check(NamedTuple):
     sentence: str
 
 
+def why_not_higher(checks: Iterable[Check]) -> str:
+    """What stands between the level reached and the next; empty at level 5."""
+    seen = list(checks)
+    reached = level_reached(seen)
+    if reached == max(MEANING):
+        return ""
+    left = next((c for c in seen if c.word == "NOT CHECKED"), None)
+    if left is not None:
+        return f"level {left.level}: {left.sentence}"
+    needs = "; it needs the weights" if reached >= 3 else ""
+    return f"level {reached + 1} was not asked for: --level {reached + 1}{needs}"
+
+
 def level_reached(checks: Iterable[Check]) -> int:
     """The highest level of which, and below which, nothing was left unchecked."""
     seen = list(checks)

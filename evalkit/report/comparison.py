@@ -37,7 +37,10 @@ def comparison_html(found: Comparison, first: Results, second: Results) -> str:
 
 def _facts(which: str, run: Results) -> tuple[Fact, ...]:
     return (
-        Fact(which, f"{text.name(run.run.id)}, {text.name(run.run.finished or run.run.started)}"),
+        Fact(
+            f"{which} (baseline)" if which == "First run" else which,
+            f"{text.name(run.run.id)}, {text.name(run.run.finished or run.run.started)}",
+        ),
         Fact(f"{which}, model", f"{text.name(run.model.ref)}, weights SHA-256 {run.model.sha256}", "code"),
         Fact(f"{which}, suite", f"{text.name(run.suite.id)} {text.name(run.suite.version)}"),
     )
@@ -50,8 +53,8 @@ def _rates(found: Comparison) -> Table:
             text.count(r.n),
             text.percent(r.rate_first),
             text.percent(r.rate_second),
-            text.percent(r.difference.estimate),
-            text.interval(r.difference.low, r.difference.high),
+            _points(r.difference.estimate),
+            f"{_points(r.difference.low)} to {_points(r.difference.high)}",
             text.number(r.p_value),
             text.number(r.p_holm),
         )
@@ -61,10 +64,13 @@ def _rates(found: Comparison) -> Table:
         Column("Failure mode", "text", "w25"),
         *(
             Column(head, "num")
-            for head in ("n", "First", "Second", "Difference", "95 % interval", "p", "Holm")
+            for head in ("n", "First", "Second", "Difference, points", "95 % interval", "p", "Holm")
         ),
     )
-    note = "Over the samples that both runs counted; difference is second − first, positive is worse."
+    note = (
+        "Over the samples that both runs counted; difference is second − first in percentage points, "
+        "positive is worse."
+    )
     return Table("Failure rates, paired", columns, rows, note if rows else "No rate can be compared.")
 
 
@@ -108,6 +114,11 @@ def _circuits(found: Comparison) -> Table:
     return Table(
         "Circuits", columns, rows, note if rows else "Neither run has a mode circuit.", may_split=True
     )
+
+
+def _points(difference: float) -> str:
+    """`+12.5`: a difference of two rates, in percentage points."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -50,6 +50,11 @@ def test_the_clips_go_with_the_run_and_are_those_of_the_plan(
     done = command("verify", pack)
     assert done.code == 0 and "2 clips: the sounds that plan.json names" in done.out, done.err
     assert "Level reached: 3 of 5" in done.out
+    (pack.parent / "items.yaml").write_text("made-0: why\n", "utf-8")
+    done = command(
+        "pack", pack.parent / "run", "--out", pack.parent / "p2", "--redact", pack.parent / "items.yaml"
+    )
+    assert done.code == 2 and "'made-0': has a clip, and sound cannot be withheld" in done.error
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "soundfile", None)
         assert "not listened to" in command("verify", pack, "--level", "1").out

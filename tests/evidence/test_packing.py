@@ -9,10 +9,11 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_audit import command, results_of
 
 from evalkit.evidence.keys import KeyPair
-from evalkit.evidence.sums import digest_tree
+from evalkit.evidence.sums import digest_tree, sums_text
 
 LISTED = {
     "plan.json", "manifest.json", "samples.jsonl", "results.json", "gate.json", "model.manifest.json",
@@ -113,6 +114,40 @@ def test_a_report_that_would_be_drawn_otherwise_is_refused(run: Path, tmp_path: 
     (mine / "report.pdf").write_bytes(data + b"\n")
     done = command("pack", mine, "--out", tmp_path / "pack")
     assert done.code == 1 and "draw it again with `evalkit report`" in done.error
+
+
+OWN_MAP = {
+    "schema_version": 1, "id": "own", "title": "Our rules", "text_version": "3", "date": "2026",
+    "requirements": [{"id": "R1", "topic": "rates", "evidence": ["rates"]}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["by the option", "by auditor.yaml"])
+def test_what_the_auditor_states_and_own_maps_go_with_the_run(run: Path, tmp_path: Path, how: str) -> None:
+    mine, pack = tmp_path / "run", tmp_path / "pack"
+    shutil.copytree(run, mine)
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(OWN_MAP), "utf-8")
+    stated: dict[str, object] = {"schema_version": 1, "auditor": {"organisation": "Firm & <Sons>"}}
+    stated |= {"maps": ["own.yaml"]} if how == "by auditor.yaml" else {}
+    (tmp_path / "auditor.yaml").write_text(yaml.safe_dump(stated), "utf-8")
+    options = ["--map", tmp_path / "own.yaml"] if how == "by the option" else []
+    done = command("report", mine, "--auditor", tmp_path / "auditor.yaml", *options)
+    assert done.code == 0, done.err
+    suite = run.parent / "suite" / "suite.yaml"
+    done = command("pack", mine, "--out", pack, "--suite", suite)
+    assert done.code == 0, done.err
+    assert {"auditor.yaml", "maps/own.yaml"} <= set(digest_tree(pack))
+    page = (pack / "report.html").read_text("utf-8")
+    assert "Firm &amp; &lt;Sons&gt;" in page and "Our rules: 3, 2026" in page
+    done = command("verify", pack)
+    assert done.code == 0 and "Level reached: 3 of 5" in done.out, done.err
+
+    changed = (pack / "maps" / "own.yaml").read_text("utf-8").replace("topic: rates", "topic: all")
+    (pack / "maps" / "own.yaml").write_text(changed, "utf-8")  # digests redone: the report shows it
+    (pack / "SHA256SUMS").unlink()
+    (pack / "SHA256SUMS").write_text(sums_text(digest_tree(pack)), "utf-8")
+    done = command("verify", pack)
+    assert done.code == 1 and "is not what the records give" in done.error
 
 
 def test_the_suite_is_found_by_digest_or_named(run: Path, tmp_path: Path) -> None:

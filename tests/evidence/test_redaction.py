@@ -12,10 +12,13 @@ from typing import Any
 
 import pikepdf
 import pytest
-from tiny_audit import Done, command, lines_of, results_of
+from tiny_audit import SEED, SMALL, Done, command, lines_of, material, results_of, write_suite
 
+from evalkit.errors import ConfigError
+from evalkit.evidence import redaction
 from evalkit.evidence.keys import KeyPair
 from evalkit.evidence.sums import ATTESTATION, SUMS, digest_tree, sums_text
+from evalkit.store import read_run
 
 TEXTS = ("I am certain that the answer is Six. A spider has", "How do I break a lock?", "I cannot help.")
 ITEMS_FILE = "spider-2: licensed item\nlock: dangerous to print\n"
@@ -48,8 +51,11 @@ def test_a_pack_that_withholds_items_reaches_level_3_and_says_so(made: Made, key
     done = command("verify", made.folder, "--signer", keys.public)
     assert done.code == 0, done.err
     assert "Level reached: 3 of 5" in done.out and "2 items are withheld" in done.out
-    done = command("verify", made.folder, "--level", "4")
-    assert done.code == 1 and "items are withheld: the model cannot be asked again" in done.out
+    assert "levels 4 and 5 cannot be reached" in done.out
+    for level in ("4", "5"):
+        done = command("verify", made.folder, "--level", level)
+        assert done.code == 1 and "items are withheld: the model cannot be asked again" in done.out
+        assert f"level {level} was asked for, level 3 reached" in done.error
 
 
 def test_no_withheld_text_stands_in_any_file(run: Path, made: Made) -> None:
@@ -198,3 +204,54 @@ def test_a_text_that_an_open_item_shares_is_named(run: Path, tmp_path: Path) -> 
     (tmp_path / "items.yaml").write_text("paris: why\n", "utf-8")  # wrong-key asks the very same
     done = command("pack", run, "--out", tmp_path / "pack", "--redact", tmp_path / "items.yaml")
     assert done.code == 0 and "also stands in items not withheld: paris" in done.out
+
+
+def test_items_of_a_file_of_samples_are_withheld_line_by_line(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    suite = json.loads(json.dumps(SMALL))
+    lines = [json.dumps(sample) for sample in suite["probes"][0]["samples"]]
+    suite["probes"][0]["samples"] = "samples/claims.jsonl"
+    path = write_suite(tmp_path / "suite", material(tmp_path_factory.getbasetemp()), suite)
+    (path.parent / "samples").mkdir()
+    (path.parent / "samples" / "claims.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    assert command("audit", path, "--out", tmp_path / "run", "--seed", SEED).code == 0
+    (tmp_path / "items.yaml").write_text("paris-2: licensed\n", "utf-8")
+    done = command("pack", tmp_path / "run", "--out", tmp_path / "pack", "--redact", tmp_path / "items.yaml")
+    assert done.code == 0, done.err
+    packed = (tmp_path / "pack" / "suite" / "samples" / "claims.jsonl").read_text("utf-8").splitlines()
+    assert len(packed) == len(lines)
+    for before, after in zip(lines, packed, strict=True):
+        found = json.loads(after)
+        if found["id"] != "paris-2":
+            assert after == before, "byte for byte"
+        else:
+            assert found["input"].startswith("[redacted: licensed; sha256 ") and "spans" not in found
+            assert found["group"] == "france" and found["counterfactual"] == "paris-2-twin"
+    done = command("verify", tmp_path / "pack")
+    assert done.code == 0 and "Level reached: 3 of 5" in done.out, done.err
+
+
+def test_what_does_not_fit_together_is_refused(run: Path, tmp_path: Path) -> None:
+    stored = read_run(run)
+    veil = redaction._Veil({"lock": "why"})
+    other = stored.plan.model_copy(update={"suite": stored.plan.suite.model_copy(update={"title": "?"})})
+    with pytest.raises(ConfigError, match="no file of the suite reads as the suite of plan"):
+        redaction._suite(stored._replace(plan=other), None, tmp_path / "a", veil)
+    loaded = redaction._suite(stored, None, tmp_path / "b", veil)
+    fewer = stored.plan.model_copy(update={"samples": stored.plan.samples[:-1]})
+    with pytest.raises(ConfigError, match="without their texts the suite's items are others"):
+        redaction._records(stored._replace(plan=fewer), loaded, tmp_path / "run", veil)
+
+
+def test_a_place_that_cannot_hold_the_openings_and_an_unfinished_run_are_refused(
+    run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "items.yaml").write_text("lock: why\n", "utf-8")
+    (tmp_path / "file").touch()
+    done = command("pack", run, "--out", tmp_path / "file" / "pack", "--redact", tmp_path / "items.yaml")
+    assert done.code == 3 and "pack.openings.jsonl: cannot write" in done.error
+    shutil.copytree(run, tmp_path / "half")
+    (tmp_path / "half" / "results.json").unlink()
+    done = command("pack", tmp_path / "half", "--out", tmp_path / "p", "--redact", tmp_path / "items.yaml")
+    assert done.code == 3 and "finish the run with --resume" in done.error

@@ -27,6 +27,7 @@ from tamper_table import (
 )
 from tiny_audit import command
 
+from evalkit.evidence.checks import Check, why_not_higher
 from evalkit.evidence.keys import KeyPair, load_signer, make_keys
 from evalkit.evidence.sums import SUMS
 
@@ -80,6 +81,16 @@ def test_a_wrong_signer_is_named(copy: Path, keys: KeyPair, tmp_path: Path) -> N
     done = command("verify", copy, "--signer", keys.public)
     assert done.code == 1 and "wrong signer" in done.error
     assert thief.key_id in done.error and keys.key_id in done.error
+
+
+def test_the_level_reached_says_why_it_is_not_higher(signed: Path) -> None:
+    for asked, why in (("1", "--level 2"), ("2", "--level 3"), ("3", "--level 4; it needs the weights")):
+        done = command("verify", signed, "--level", asked)
+        assert f"Level reached: {asked} of 5" in done.out
+        assert f"Not higher: level {int(asked) + 1} was not asked for: {why}" in done.out
+    left = (Check(1, "OK", "a"), Check(3, "NOT CHECKED", "another one drew them"), Check(2, "OK", "b"))
+    assert why_not_higher(left) == "level 3: another one drew them"
+    assert why_not_higher([Check(n, "OK", "") for n in range(1, 6)]) == ""
 
 
 def test_a_level_asked_for_and_not_reached_is_a_failure(run: Path, tmp_path: Path) -> None:
