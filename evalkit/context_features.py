@@ -258,7 +258,9 @@ def _arm(
     after = sum(p.after or 0 for p in scored) / len(scored) if scored else None
     kind: ControlKind = "none" if r.by == "sae" else "frozen_random"
     own, other = _closed(audited, gap), _closed(pairs, gap)
-    lead = stats.mean_interval([own[g] - other[g] for g in own if g in other]) if kind != "none" else None
+    lead = None  # without a gap there is no direction to lead in
+    if kind != "none" and gap != 0.0:
+        lead = stats.mean_interval([own[g] - other[g] for g in own if g in other])
     kl = {c.half: _mean(list(c.values.values())) for c in readings
           if c.what == "collateral" and (c.by, c.seed, c.rule) == (r.by, r.seed, r.rule)}  # fmt: skip
     return InhibitionArm(

@@ -172,7 +172,13 @@ def _told(found: Contexts) -> Figure | None:
 def _short(first: str, second: str) -> str:
     if first == f"{second}/control":
         return f"{second} vs control"
-    return f"{second.partition('/')[0]} vs {first}" if second.startswith("test") else f"{second} vs {first}"
+    return f"{_named(second)} vs {_named(first)}"
+
+
+def _named(framing: str) -> str:
+    """`test/statement/control` → `test control`."""
+    context, _, rest = framing.partition("/")
+    return f"{context} control" if rest.endswith("control") else framing
 
 
 # ------------------------------------------------------------------------------------------------- tables
