@@ -108,7 +108,8 @@ def rearranged(pack: Path) -> Iterator[tuple[str, Callable[[], None]]]:
         name = path.relative_to(pack)
         if str(name) not in (SUMS, ATTESTATION):
             yield f"remove {name}", path.unlink
-        yield f"empty {name}", lambda path=path: path.write_bytes(b"")
+        if path.stat().st_size:
+            yield f"empty {name}", lambda path=path: path.write_bytes(b"")
         yield f"append a newline to {name}", lambda path=path: path.write_bytes(path.read_bytes() + b"\n")
     yield "remove SHA256SUMS", (pack / SUMS).unlink
     if (pack / ATTESTATION).exists():
@@ -185,19 +186,17 @@ def forge_records(pack: Path) -> None:
     ]
     attributions = [a for a in run.attributions if a.sample != name]
     interventions = [i for i in run.interventions if i.sample != name]
+    ledgers = pack / "attributions"
     heads = {
+        **run.heads,
         "samples.jsonl": _rechain(pack / "samples.jsonl", samples, run.plan_sha256),
-        "attributions.jsonl": _rechain(
-            pack / "attributions" / "attributions.jsonl", attributions, run.plan_sha256
-        ),
-        "interventions.jsonl": _rechain(
-            pack / "attributions" / "interventions.jsonl", interventions, run.plan_sha256
-        ),
+        "attributions.jsonl": _rechain(ledgers / "attributions.jsonl", attributions, run.plan_sha256),
+        "interventions.jsonl": _rechain(ledgers / "interventions.jsonl", interventions, run.plan_sha256),
     }
     from evalkit import gate
     from evalkit.results import described_features
 
-    counted = tally(run.plan, samples, attributions, interventions, run.manifest.saes)
+    counted = tally(run.plan, samples, attributions, interventions, run.manifest.saes, run.readings)
     kept = set(described_features(attributions))
     results = run.results.model_copy(
         update={

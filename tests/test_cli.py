@@ -524,7 +524,7 @@ def test_what_is_shipped_is_listed_and_shown(made: Material) -> None:
     assert command("models", "show", "smollm2").code == 2
     assert command("sae", "list").code == 0
     done = command("sae", "show", made.saes / "l1")
-    assert done.code == 0 and "topk, layers.1, 32 × 96" in done.out.replace("\n", " ")
+    assert done.code == 0 and "topk, layers.1, 32 × 96" in " ".join(done.out.split())
     assert command("sae", "show", "absent").code == 2
 
 

@@ -215,7 +215,10 @@ def test_attributing_a_finished_run_of_the_probes_can_be_killed_too(
         if verb == ["attribute"]
         else ["audit", suite, "--out", run, "--seed", SEED, "--resume"]
     )
-    with pytest.raises(Killed), killed_before_write(5, monkeypatch):  # the first one holds the sweep
+    with (
+        pytest.raises(Killed),
+        killed_before_write(6, monkeypatch),
+    ):  # the first ones hold the readings and the sweep
         command(*again)
     assert len(lines_of(run / "attributions.jsonl")) == 1
     assert (

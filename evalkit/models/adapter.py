@@ -102,8 +102,8 @@ class StreamModel(Protocol):
     def encode(self, sample: Sample) -> Any:
         """The sample as this model's prompt."""
 
-    def encode_answer(self, text: str) -> tuple[int, ...]:
-        """Tokens of an answer."""
+    def encode_answer(self, text: str, after: Any = None) -> tuple[int, ...]:
+        """Tokens of an answer, as they follow the prompt `after` if it is given."""
 
     def read(self, prompts: Sequence[Any], hooks: Sequence[str] = (), *, grad: bool = False) -> Any:
         """Run prompts (their `ids`) once, keeping the streams at `hooks`."""

@@ -161,8 +161,12 @@ class AudioModel:
             segments_of(roles),
         )
 
-    def encode_answer(self, text: str) -> tuple[int, ...]:
-        """Tokens of a transcript and the end token; an empty transcript is the end token alone."""
+    def encode_answer(self, text: str, after: Any = None) -> tuple[int, ...]:
+        """Tokens of a transcript and the end token; an empty transcript is the end token alone.
+
+        A clip (`after`) has no text that a transcript's tokens could merge with.
+        """
+        del after
         words = text.strip()
         ids = self.tokenizer(f" {words}", add_special_tokens=False)["input_ids"] if words else []
         return (*ids, self.eos_id)

@@ -20,7 +20,7 @@ LISTED = {
     "sae.manifest.json", "environment.json", "requirements.lock", "command.txt", "pack.json", "report.pdf",
     "report.html", "bom.cdx.json", "oscal/assessment-results.json", "junit.xml", "SHA256SUMS",
     "attestation.dsse.json", "signer.pub", "attributions/attributions.jsonl",
-    "attributions/interventions.jsonl",
+    "attributions/interventions.jsonl", "attributions/readings.jsonl",
     "suite/suite.yaml", "suite/policy.yaml",
 }  # fmt: skip
 
