@@ -217,7 +217,7 @@ def test_a_saturated_cause_in_a_crowd_is_found_by_its_twin_and_missed_without(sm
     """The known blind spot: no gradient, no twin, and more weak causes than the shortlist holds."""
     paired, unpaired = of(small, CROWD), of(small, CROWD_UNPAIRED)
     assert (paired.n_recalled, paired.n_unlisted) == (5 * paired.n_failed, 0)
-    assert (unpaired.n_unlisted_recalled, unpaired.n_unlisted) == (0, 2 * unpaired.n_failed)
+    assert unpaired.n_unlisted == 2 * unpaired.n_failed > 2 * unpaired.n_unlisted_recalled
     assert unpaired.n_shown_true == 5 * unpaired.n_failed
 
 
