@@ -196,7 +196,9 @@ def forge_records(pack: Path) -> None:
     from evalkit import gate
     from evalkit.results import described_features
 
-    counted = tally(run.plan, samples, attributions, interventions, run.manifest.saes, run.readings)
+    counted = tally(
+        run.plan, samples, attributions, interventions, run.manifest.saes, run.results.firing, run.readings
+    )
     kept = set(described_features(attributions))
     results = run.results.model_copy(
         update={

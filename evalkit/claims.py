@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evalkit.circuits import NEGATIVE_CONTROLS
-from evalkit.records import Circuit, Claim, FailureModeResult, Firing, SampleResult, SizePoint
+from evalkit.records import Circuit, Claim, FailureModeResult, Firing, Grade, SampleResult, SizePoint
 
 _CONTROL_NAMES = {
     "frozen_random": "frozen-random SAE",
@@ -45,9 +45,14 @@ def claims_of(
     results: Sequence[SampleResult],
     circuits: Sequence[Circuit],
     firing: Sequence[Firing],
+    grading: float,
 ) -> tuple[tuple[Claim, ...], tuple[str, ...]]:
-    """Claims, and the notes of the summary."""
+    """Claims, and the notes of the summary.
+
+    Runs planned with `grading` below 3 called a sample circuit that flipped nothing `observed`.
+    """
     claims, notes = [], []
+    no_flip: Grade = "inconclusive" if grading >= 3 else "observed"
     for mode in modes:
         claims.append(_rate_claim(mode))
         if mode.not_interpretable:
@@ -74,7 +79,7 @@ def claims_of(
                 id=f"{mode.id}:sample-necessity",
                 type="inference",
                 sentence=sentence + ".",
-                grade="attributed" if last.n_flipped else "inconclusive",
+                grade="attributed" if last.n_flipped else no_flip,
                 evidence=mode.circuits,
             )
         )

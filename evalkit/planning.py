@@ -75,10 +75,11 @@ THRESHOLDS = {
     "minimum_node_nats": MINIMUM_NODE_NATS,
     "robust_share": 0.9,
     "robust_specifications": 48.0,
-    "grading": 2.0,
+    "grading": 3.0,
 }
 """Fixed before the run: what a grade depends on (minimum effect chosen: one failure in ten; `grading` is the
-version of the rules in `circuits._graded`, so that an older run keeps those it was planned under)."""
+version of the rules in `circuits._graded` and `claims.claims_of`, so that an older run keeps those it was
+planned under)."""
 SPLITS = 3
 """Divisions into halves in the multiverse; chosen: with two budgets, 72 specifications."""
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "pydantic", "weasyprint")

@@ -104,7 +104,7 @@ def tally(
         for mode in dict.fromkeys(p.failure_mode for p in plan.suite.probes)
     )
     modes = with_controls(modes)
-    claims, notes = claims_of(modes, results, circuits, firing)
+    claims, notes = claims_of(modes, results, circuits, firing, plan.thresholds.get("grading", 1.0))
     claims = (*claims, *blame_claims(modes, results))
     notes = (*notes, *_foreign_saes(plan, saes))
     maps = located(plan, results, interventions)

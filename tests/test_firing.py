@@ -77,9 +77,9 @@ def test_a_p_value_that_its_counts_do_not_give_is_found() -> None:
 
 
 def test_the_claim_is_graded_observed_only_with_a_finding_and_says_how_many_were_tested() -> None:
-    (claim,), _ = claims_of((), (), (), [found()])
+    (claim,), _ = claims_of((), (), (), [found()], 3.0)
     assert claim.grade == "observed" and "Of 43 features" in claim.sentence
-    (claim,), _ = claims_of((), (), (), [found(COUNTS[1:])])
+    (claim,), _ = claims_of((), (), (), [found(COUNTS[1:])], 3.0)
     assert claim.grade == "inconclusive"
     assert "1 of 43 features tested fire" in (firing_table(found()).note or "")
 
